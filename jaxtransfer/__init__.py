@@ -1,0 +1,55 @@
+"""Transfer learning for JAX: load any pretrained network as a pytree, change it, train what should train.
+
+>>> import jaxtransfer as jt
+>>> model = jt.load("checkpoints/glyphs")
+>>> model.num_classes
+62
+"""
+
+from jaxtransfer.data import ArrayData as ArrayData
+from jaxtransfer.data import load_digits as load_digits
+from jaxtransfer.errors import JaxTransferError as JaxTransferError
+from jaxtransfer.evaluate.comparison import Budget as Budget
+from jaxtransfer.evaluate.comparison import Comparison as Comparison
+from jaxtransfer.evaluate.predict import predict as predict
+from jaxtransfer.evaluate.pretrain import pretrain as pretrain
+from jaxtransfer.formats import inspect_weights as inspect_weights
+from jaxtransfer.formats import read_weights as read_weights
+from jaxtransfer.formats import write_weights as write_weights
+from jaxtransfer.mapping import Receipt as Receipt
+from jaxtransfer.mapping import Rule as Rule
+from jaxtransfer.mapping import convert as convert
+from jaxtransfer.mapping import invert as invert
+from jaxtransfer.models import Model as Model
+from jaxtransfer.models import ModelSpec as ModelSpec
+from jaxtransfer.models import Preprocess as Preprocess
+from jaxtransfer.models import init as init
+from jaxtransfer.models import list_models as list_models
+from jaxtransfer.partition import Group as Group
+from jaxtransfer.partition import Plan as Plan
+from jaxtransfer.partition import full as full
+from jaxtransfer.partition import last as last
+from jaxtransfer.partition import layer_decay as layer_decay
+from jaxtransfer.partition import lp_ft as lp_ft
+from jaxtransfer.partition import probe as probe
+from jaxtransfer.surgery import Activation as Activation
+from jaxtransfer.surgery import BatchNorm as BatchNorm
+from jaxtransfer.surgery import Dense as Dense
+from jaxtransfer.surgery import Dropout as Dropout
+from jaxtransfer.surgery import LayerNorm as LayerNorm
+from jaxtransfer.surgery import replace_head as replace_head
+from jaxtransfer.train import TrainState as TrainState
+from jaxtransfer.train import TrainStep as TrainStep
+from jaxtransfer.train import cross_entropy as cross_entropy
+from jaxtransfer.train import init_state as init_state
+from jaxtransfer.train import make_train_step as make_train_step
+from jaxtransfer.transfer import Result as Result
+from jaxtransfer.transfer import compare as compare
+from jaxtransfer.transfer import finetune as finetune
+from jaxtransfer.transfer import load as load
+from jaxtransfer.tree import diff as diff
+from jaxtransfer.tree import leaf_names as leaf_names
+from jaxtransfer.tree import merge as merge
+from jaxtransfer.tree import select as select
+from jaxtransfer.tree import split as split
+from jaxtransfer.tree import summary as summary

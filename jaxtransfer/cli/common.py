@@ -1,0 +1,121 @@
+"""What several subcommands share: data, progress bars, JSON."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxtransfer.data import ArrayData, as_array_data, load_digits
+from jaxtransfer.errors import DataError
+from jaxtransfer.formats import read_weights
+from jaxtransfer.transfer import EMBEDDED_SOURCE
+
+EMBEDDED_DATA = "digits"
+
+Advance = Callable[[str, int, int], None]
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """`--source`: the model that training starts from."""
+    parser.add_argument(
+        "--source",
+        default=EMBEDDED_SOURCE,
+        metavar="MODEL",
+        help="the model to transfer from: a folder, or checkpoints/NAME",
+    )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """`--data` and `--per-class`: the labelled images to train on."""
+    parser.add_argument(
+        "--data",
+        default=EMBEDDED_DATA,
+        metavar="DATA",
+        help="the target: 'digits', or an .npz file with the arrays images and labels",
+    )
+    parser.add_argument(
+        "--per-class",
+        type=int,
+        default=5,
+        metavar="N",
+        help="labelled training images of each class",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """`--json`: print what a program would read, and nothing else."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def read_data(name: str) -> ArrayData:
+    """The labelled images that `--data` names; classes without names are called by their numbers.
+
+    Raises:
+        DataError: the file has no `images` or no `labels`.
+    """
+    if name == EMBEDDED_DATA:
+        return load_digits()
+    arrays = read_weights(Path(name))
+    missing = {"images", "labels"} - set(arrays)
+    if missing:
+        raise DataError(
+            f"{name}: expected the arrays images and labels, and classes if they have names, found "
+            f"{sorted(arrays)}"
+        )
+    data = as_array_data((arrays["images"], arrays["labels"]))
+    if data.classes is not None:
+        return data
+    if "classes" in arrays:
+        return as_array_data(data, [str(value) for value in arrays["classes"]])
+    return as_array_data(data, [str(number) for number in range(int(data.labels.max()) + 1)])
+
+
+@contextlib.contextmanager
+def progress_bar(hidden: bool = False) -> Iterator[Advance]:
+    """A progress bar on standard error, advanced by `(what, done, total)`; it goes in the end."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<32}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, left"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("preparing", total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield advance
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argument type: a number above 0."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse

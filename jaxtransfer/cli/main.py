@@ -1,0 +1,66 @@
+"""`jaxtransfer`: reads the command line and hands over to a subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from jaxtransfer.cli import compare, finetune, models, predict, pretrain
+from jaxtransfer.errors import JaxTransferError
+
+COMMANDS = {
+    "compare": compare,
+    "finetune": finetune,
+    "predict": predict,
+    "pretrain": pretrain,
+    "models": models,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all subcommands; each one's description is its module's first line."""
+    parser = argparse.ArgumentParser(
+        prog="jaxtransfer",
+        description="Transfer learning for JAX. Every subcommand runs as it stands, on the "
+        "embedded source model and handwritten digits.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        description = (module.__doc__ or "").strip().splitlines()[0]
+        command = commands.add_parser(
+            name,
+            help=description,
+            description=description,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; the exit status is 0, or 2 where something is wrong with what was asked."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except JaxTransferError as error:
+        print(f"jaxtransfer {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"jaxtransfer {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _version() -> str:
+    try:
+        return metadata.version("jaxtransfer")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

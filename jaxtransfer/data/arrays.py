@@ -1,0 +1,135 @@
+"""Labelled images in memory: few-shot subsets, and batches whose order is a function of the step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxtransfer.errors import DataError
+
+
+@dataclass(frozen=True)
+class ArrayData:
+    """Labelled images in memory.
+
+    Attributes:
+        images: shape (count, …), for images (count, height, width, channel).
+        labels: shape (count,), int32, from 0.
+        classes: the names of the classes, or `None` where they have none.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> ArrayData:
+        """The examples at these positions, in this order."""
+        return ArrayData(self.images[indices], self.labels[indices], self.classes)
+
+
+def as_array_data(data: Any, classes: Sequence[str] | None = None) -> ArrayData:
+    """`(images, labels)` as checked arrays.
+
+    Args:
+        data: a pair of arrays, or an `ArrayData`. Labels are integers from 0, or names.
+        classes: the names of the classes; where labels are names and this is `None`, the names that
+            occur, sorted.
+
+    Raises:
+        DataError: the lengths differ, there is no example, images hold NaN, labels are neither integers
+            from 0 nor names, or a label is not among the classes.
+    """
+    if isinstance(data, ArrayData):
+        data, classes = (data.images, data.labels), classes or data.classes
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise DataError(f"data: expected a pair (images, labels), found {type(data).__name__}")
+    images, labels = np.asarray(data[0]), np.asarray(data[1])
+    if labels.ndim != 1 or images.ndim < 2 or len(images) != len(labels) or len(labels) == 0:
+        raise DataError(
+            "data: expected images of shape (count, height, width, channel) and labels of shape (count,), "
+            f"found {images.shape} and {labels.shape}"
+        )
+    if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
+        first = int(np.argwhere(~np.isfinite(images))[0][0])
+        raise DataError(f"data: expected finite images, found NaN or infinity in image {first}")
+    if labels.dtype.kind in "US":
+        names = tuple(classes) if classes is not None else tuple(map(str, np.unique(labels)))
+        return ArrayData(images, _positions(labels, names), names)
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise DataError(
+            f"labels: expected integers from 0 or names, found {labels.dtype} from {labels.min()}; "
+            "convert one-hot rows by labels.argmax(axis=1)"
+        )
+    if classes is not None and labels.max() >= len(classes):
+        raise DataError(
+            f"labels: expected less than {len(classes)}, the number of classes, found {labels.max()}"
+        )
+    return ArrayData(images, labels.astype(np.int32), None if classes is None else tuple(classes))
+
+
+def _positions(labels: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    position = {name: i for i, name in enumerate(names)}
+    unknown = sorted({str(label) for label in labels} - set(position))
+    if unknown:
+        raise DataError(f"labels: expected names among {', '.join(names)}, found {unknown}")
+    return np.array([position[str(label)] for label in labels], np.int32)
+
+
+def few_shot(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Positions of `per_class` examples of each class, drawn without replacement and shuffled.
+
+    Args:
+        labels: shape (count,), integers.
+        per_class: how many examples of each class.
+        seed: the same seed gives the same examples.
+
+    Raises:
+        DataError: a class has fewer examples.
+
+    >>> sorted(np.array([0, 1, 0, 1])[few_shot(np.array([0, 1, 0, 1]), 1, seed=0)].tolist())
+    [0, 1]
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    short = {int(c): int(n) for c, n in zip(classes, counts, strict=True) if n < per_class}
+    if per_class < 1 or short:
+        raise DataError(
+            f"few_shot: expected {per_class} (at least 1) examples of each class, found {short or 'none'}"
+        )
+    rng = np.random.default_rng(seed)
+    chosen = [
+        rng.choice(np.flatnonzero(labels == c), size=per_class, replace=False) for c in classes
+    ]
+    return rng.permutation(np.concatenate(chosen))
+
+
+def batch_indices(count: int, batch_size: int, step: int, seed: int) -> np.ndarray:
+    """Positions of the examples of one step's batch: an endless stream of shuffled epochs.
+
+    The batch is a function of its arguments alone, so a run that goes on at any step sees what it would
+    have seen. Every batch is full; the last one of an epoch is filled from the next epoch.
+
+    Args:
+        count: number of examples.
+        batch_size: number of examples in a batch.
+        step: number of the step, from 0.
+        seed: the same seed gives the same order.
+
+    >>> [batch_indices(4, 2, step, seed=0).tolist() for step in (0, 1)]
+    [[2, 0], [1, 3]]
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, offsets = np.divmod(positions, count)
+    orders = {epoch: _epoch_order(count, int(epoch), seed) for epoch in np.unique(epochs)}
+    return np.array([orders[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)])
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch_order(count: int, epoch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)

@@ -1,0 +1,1 @@
+"""Predictions, scores, learning curves, comparisons: the evidence."""

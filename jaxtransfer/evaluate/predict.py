@@ -1,0 +1,68 @@
+"""A model's answers to images as they come."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtransfer.data import check_images, preprocess_images
+from jaxtransfer.models import Model, Preprocess
+from jaxtransfer.types import PyTree
+
+
+def predict(model: Model, images: Any, *, batch_size: int = 256) -> np.ndarray:
+    """The logits of a model in evaluation mode, after the model's own preprocessing.
+
+    Args:
+        model: a `Model`.
+        images: shape (batch, height, width, channel), integers or floats in [0, 1], of any size
+            where the model's preprocessing resizes.
+        batch_size: images that are computed at a time; the last ones are padded, not recompiled
+            for.
+
+    Returns:
+        float32 logits of shape (batch, classes), as a NumPy array.
+
+    Raises:
+        DataError: the images cannot be preprocessed for the model.
+
+    Example:
+        `jt.predict(model, images).argmax(axis=-1)`
+    """
+    return predict_with(model, model.params, model.stats, images, batch_size=batch_size)
+
+
+def predict_with(
+    model: Model, params: PyTree, stats: PyTree, images: Any, *, batch_size: int = 256
+) -> np.ndarray:
+    """`predict` with other leaves than the model's own, such as those of a run in progress."""
+    images = check_images(images, model.preprocess)
+    forward = _forward(model.apply, model.preprocess)
+    size = min(batch_size, max(len(images), 1))
+    padding = -len(images) % size
+    padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
+    outputs = [
+        forward(params, stats, padded[first : first + size])
+        for first in range(0, len(padded), size)
+    ]
+    if not outputs:
+        example = jax.eval_shape(
+            forward, params, stats, np.zeros((1, *images.shape[1:]), images.dtype)
+        )
+        return np.zeros((0, *example.shape[1:]), example.dtype)
+    return np.concatenate([np.asarray(output) for output in outputs])[: len(images)]
+
+
+@functools.lru_cache(maxsize=32)
+def _forward(
+    apply: Callable[..., tuple[jax.Array, PyTree]], preprocess: Preprocess
+) -> Callable[..., jax.Array]:
+    @jax.jit
+    def forward(params: PyTree, stats: PyTree, images: jax.Array) -> jax.Array:
+        return apply(params, stats, preprocess_images(images, preprocess), train=False)[0]
+
+    return forward

@@ -1,0 +1,166 @@
+"""What a load did: which source tensor filled which leaf, and how."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
+
+from jaxtransfer.errors import FormatError
+from jaxtransfer.mapping.rule import Rule
+from jaxtransfer.tree.summary import format_table
+
+_VERSION_KEY = "jaxtransfer_receipt"
+_VERSION = 1
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class ReceiptEntry:
+    """One leaf that was filled, and from what.
+
+    Attributes:
+        target: the leaf's name.
+        source: the tensor's name in the file.
+        layout: the transform between them.
+        source_shape: the tensor's shape in the file.
+        target_shape: the leaf's shape.
+        source_dtype: the tensor's dtype in the file, which is kept.
+        target_dtype: the dtype that the leaf would have had without the file.
+    """
+
+    target: str
+    source: str
+    layout: str
+    source_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+    source_dtype: str
+    target_dtype: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The proof that a tree was loaded whole; it is hashable, so that it can be static in a pytree.
+
+    Attributes:
+        entries: one entry a leaf, in the order of the tree's leaves.
+        ignored: the source tensors that were left out on purpose.
+        file: the name of the file or the reference it came from; may be empty.
+        sha256: the hash of the file's content; may be empty.
+        format: the file's format; may be empty.
+        rules: the rules that paired tensors and leaves.
+        notes: what was done to the tree after loading, such as surgery.
+    """
+
+    entries: tuple[ReceiptEntry, ...] = ()
+    ignored: tuple[str, ...] = ()
+    file: str = ""
+    sha256: str = ""
+    format: str = ""
+    rules: tuple[Rule, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were loaded."""
+        return sum(math.prod(entry.target_shape) for entry in self.entries)
+
+    def with_note(self, text: str) -> Receipt:
+        """The same receipt with one more note.
+
+        >>> Receipt().with_note("head replaced: 1000 -> 10 classes").notes
+        ('head replaced: 1000 -> 10 classes',)
+        """
+        return replace(self, notes=(*self.notes, text))
+
+    def to_json(self) -> str:
+        """The receipt as JSON text; `from_json` reads it back."""
+        return json.dumps({_VERSION_KEY: _VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> Receipt:
+        """The receipt that `to_json` wrote.
+
+        Raises:
+            FormatError: the text is no receipt.
+            MappingError: a rule in it is no rule.
+        """
+        try:
+            content = json.loads(text)
+            if content.pop(_VERSION_KEY) != _VERSION:
+                raise ValueError(f"another version than {_VERSION}")
+            return Receipt(
+                entries=tuple(_entry(**entry) for entry in content.pop("entries")),
+                rules=tuple(Rule(**rule) for rule in content.pop("rules")),
+                ignored=_all_are(str, content.pop("ignored")),
+                notes=_all_are(str, content.pop("notes")),
+                **_texts(content),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise FormatError(
+                f"receipt: expected the JSON that `to_json` writes, found {text[:40]!r}: {error!r}"
+            ) from error
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                entry.target,
+                entry.source,
+                entry.layout,
+                _shapes(entry),
+                entry.source_dtype
+                if entry.source_dtype == entry.target_dtype
+                else f"{entry.source_dtype} (else {entry.target_dtype})",
+                math.prod(entry.target_shape),
+            ]
+            for entry in self.entries
+        ]
+        header = ["leaf", "source", "layout", "shape", "dtype", "parameters"]
+        lines = [format_table(header, rows), self.summary()] if rows else [self.summary()]
+        lines += [f"ignored: {name}" for name in self.ignored]
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        """The receipt in one line.
+
+        >>> Receipt(ignored=("step",), file="net.npz", format="npz").summary()
+        '0 leaves filled (0 parameters), 1 source tensor ignored; from net.npz (npz)'
+        """
+        origin = [self.format, f"sha256 {self.sha256}" if self.sha256 else ""]
+        about = ", ".join(text for text in origin if text)
+        source = f"; from {self.file or 'memory'}" + (f" ({about})" if about else "")
+        filled = _counted(len(self.entries), "leaf", "leaves")
+        ignored = _counted(len(self.ignored), "source tensor", "source tensors")
+        return f"{filled} filled ({self.parameters:,} parameters), {ignored} ignored{source}"
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+def _shapes(entry: ReceiptEntry) -> str:
+    shapes = (entry.source_shape, entry.target_shape)
+    source, target = ("×".join(map(str, shape)) or "()" for shape in shapes)
+    return target if source == target else f"{source} -> {target}"
+
+
+def _entry(source_shape: list[int], target_shape: list[int], **texts: str) -> ReceiptEntry:
+    return ReceiptEntry(
+        source_shape=_all_are(int, source_shape),
+        target_shape=_all_are(int, target_shape),
+        **_texts(texts),
+    )
+
+
+def _texts(values: dict[str, str]) -> dict[str, str]:
+    _all_are(str, list(values.values()))
+    return values
+
+
+def _all_are(kind: type[_T], values: list[_T]) -> tuple[_T, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise ValueError(f"{values!r} where a list of {kind.__name__} was expected")
+    return tuple(values)

@@ -1,0 +1,10 @@
+"""Networks: what is known about each, how it is built, and how a user's own one enters."""
+
+from jaxtransfer.models.catalog import CATALOG as CATALOG
+from jaxtransfer.models.catalog import build as build
+from jaxtransfer.models.catalog import init as init
+from jaxtransfer.models.catalog import list_models as list_models
+from jaxtransfer.models.model import Model as Model
+from jaxtransfer.models.saved import load_model as load_model
+from jaxtransfer.models.spec import ModelSpec as ModelSpec
+from jaxtransfer.models.spec import Preprocess as Preprocess

@@ -1,0 +1,94 @@
+"""Data about a network: its stages, its head, the input it expects and where its weights come from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxtransfer.errors import ModelError
+from jaxtransfer.mapping import Rule
+from jaxtransfer.surgery.head import HeadLayer
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What happens to images between the file and the network; it travels with the weights.
+
+    The steps, in order: integers are divided by `scale`; images are resized so that they cover
+    `size / crop_fraction` and their centre of `size` is kept; grey images are repeated, or colours
+    weighted by ITU-R BT.601, to give `channels`; `mean` is taken away and the result divided by `std`.
+
+    Attributes:
+        size: (height, width) that the network gets; `None` keeps the size as it comes.
+        channels: 1 or 3; `None` keeps the channels as they come.
+        scale: what integer images are divided by, 255 for bytes; floats are expected to be in [0, 1]
+            already. `None` takes numbers as they are, integers or floats.
+        mean: taken away from each channel after scaling; one number serves all channels.
+        std: what each channel is divided by; one number serves all channels.
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos3".
+        crop_fraction: share of the resized image's side that the central crop keeps.
+        channel_order: "rgb", or "bgr" for networks that come from Caffe.
+    """
+
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    scale: float | None = 255.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    interpolation: str = "bilinear"
+    crop_fraction: float = 1.0
+    channel_order: str = "rgb"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Preprocess:
+        """The value that `to_dict` described."""
+        tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        return cls(**{**fields, **tuples})
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Data about a network.
+
+    Attributes:
+        name: the architecture's name in the catalog, or a name of the user's own.
+        stages: the names of the stages from input to head. All but parameter-free ones, such as a
+            pooling between body and head, are top-level keys of the parameters.
+        head: path of the last layer or layers in the parameters.
+        stem: path of the first layer or layers, `None` where unknown.
+        input_size: (height, width) that the network was made for, `None` where unknown.
+        channels: number of input channels, `None` where unknown.
+        options: what the catalog needs beside the name to build the network again.
+        head_layers: the layers of a head that surgery put in place; empty for the network's own.
+        rules: for each source of weights, the rules that carry its files into the parameters.
+        paper: where the network is published.
+        licence: licence of the weights, `None` where unknown.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    head: str
+    stem: str | None = None
+    input_size: tuple[int, int] | None = None
+    channels: int | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    head_layers: tuple[HeadLayer, ...] = ()
+    rules: tuple[tuple[str, tuple[Rule, ...]], ...] = ()
+    paper: str | None = None
+    licence: str | None = None
+
+    def rules_for(self, source: str) -> tuple[Rule, ...]:
+        """The rules for one source of weights, such as `torchvision`.
+
+        Raises:
+            ModelError: the network has no rules for that source.
+        """
+        for name, rules in self.rules:
+            if name == source:
+                return rules
+        known = ", ".join(name for name, _ in self.rules) or "none"
+        raise ModelError(f"{self.name}: expected rules for {source!r}, found only: {known}")

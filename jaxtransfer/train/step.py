@@ -1,0 +1,113 @@
+"""One training step: a pure, jitted function that differentiates with respect to what trains, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxtransfer.partition import Plan
+from jaxtransfer.train.losses import Batch, Loss
+from jaxtransfer.train.state import TrainState
+from jaxtransfer.tree import map_with_names, merge
+from jaxtransfer.types import PyTree
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """`step(state, batch) -> (state, metrics)`, jitted; the arrays of `state` that change are donated.
+
+    Frozen parameters are neither donated nor copied: they are the same arrays before and after. Metrics
+    are `loss`, the mean over the batch, and `gradient_norm`, over the trainable parameters.
+    """
+
+    jitted: Any
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """The state after one step on a batch, and the step's metrics."""
+        moved, metrics = self.jitted(replace(state, frozen=None), state.frozen, batch)
+        return replace(moved, frozen=state.frozen), metrics
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        """The step lowered for these arguments, as `jax.jit(…).lower` gives: for costs and memory."""
+        return self.jitted.lower(replace(state, frozen=None), state.frozen, batch)
+
+
+def make_train_step(
+    apply: Callable[..., tuple[jax.Array, PyTree]],
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    plan: Plan,
+    *,
+    prepare: Callable[[jax.Array], jax.Array] | None = None,
+    ema_decay: float | None = None,
+) -> TrainStep:
+    """A jitted training step for a plan.
+
+    The gradient is taken with respect to the trainable tree alone, so frozen parameters cost no gradient,
+    no optimizer state and no share in the norm. Modules that the plan freezes run as in evaluation.
+
+    Args:
+        apply: a model's forward pass.
+        loss: from outputs and batch to a loss for each example.
+        tx: an Optax transformation over the trainable tree.
+        plan: what trains; its policy for statistics is carried out here.
+        prepare: what happens to `batch["image"]` on the device before it enters the network.
+        ema_decay: share of the old average in the moving average of the state's `ema`.
+
+    Example:
+        `step = make_train_step(model.apply, cross_entropy(), plan.optimizer(1e-3), plan)`
+    """
+
+    def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Metrics]:
+        params = merge(state.trainable, frozen)
+        frozen_modules = plan.frozen_modules(params, state.stats)
+        inputs = batch["image"] if prepare is None else prepare(batch["image"])
+        rngs = {"dropout": jax.random.fold_in(state.rng, state.step)}
+
+        def mean_loss(trainable: PyTree) -> tuple[jax.Array, PyTree]:
+            outputs, stats = apply(
+                merge(trainable, frozen),
+                state.stats,
+                inputs,
+                train=True,
+                rngs=rngs,
+                frozen_modules=frozen_modules,
+            )
+            return jnp.mean(loss(outputs, batch)), stats
+
+        (value, stats), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.trainable)
+        # Optax raises floats to integer powers, which strict promotion, where it is set, forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        moved = replace(
+            state,
+            step=state.step + 1,
+            trainable=trainable,
+            stats=_keep_frozen_stats(plan, params, state.stats, stats),
+            opt_state=opt_state,
+            ema=_average(state.ema, trainable, ema_decay),
+        )
+        return moved, {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
+
+    return TrainStep(jax.jit(step, donate_argnums=0))
+
+
+def _keep_frozen_stats(plan: Plan, params: PyTree, old: PyTree, new: PyTree) -> PyTree:
+    groups = plan.assign_stats(params, old)
+    return map_with_names(
+        lambda name, before, after: before if groups[name].stats == "frozen" else after, old, new
+    )
+
+
+def _average(ema: PyTree | None, trainable: PyTree, decay: float | None) -> PyTree | None:
+    if ema is None or decay is None:
+        return ema
+    return optax.incremental_update(trainable, ema, 1.0 - decay)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import gzip
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxtransfer.errors import FormatError, JaxTransferError, OutputError, ReferenceNotFoundError
+from jaxtransfer.formats import READERS, inspect_weights, read_weights, reader_of, write_weights
+
+FLAT = {"head/kernel": np.arange(6.0).reshape(2, 3), "head/bias": np.zeros(3, np.float32)}
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_the_content_tells_the_format_whatever_the_name(tmp_path, reader):
+    written = tmp_path / f"a{reader.suffix}"
+    write_weights(FLAT, written)
+    for name in ("b", "b.npz", "b.safetensors", "b.bin"):
+        path = tmp_path / name
+        path.write_bytes(written.read_bytes())
+        assert reader_of(path) is reader
+        assert inspect_weights(str(path)).format == reader.name
+        found = read_weights(str(path))
+        assert found.keys() == FLAT.keys()
+        assert all(found[name].tobytes() == FLAT[name].tobytes() for name in FLAT)
+
+
+def test_an_empty_dict_is_a_file_without_tensors(tmp_path):
+    for name in ("a.npz", "a.safetensors"):
+        write_weights({}, tmp_path / name)
+        assert read_weights(tmp_path / name) == {}
+
+
+def test_metadata_stays_with_the_tensors(tmp_path):
+    write_weights(FLAT, tmp_path / "a.safetensors", {"step": "3"})
+    assert inspect_weights(tmp_path / "a.safetensors").metadata == {"step": "3"}
+    with pytest.raises(OutputError, match="metadata: step"):
+        write_weights(FLAT, tmp_path / "a.npz", {"step": "3"})
+
+
+def test_an_ending_that_names_no_format_is_told_with_those_that_do(tmp_path):
+    with pytest.raises(OutputError, match=r"\.safetensors or \.npz, found '\.bin'"):
+        write_weights(FLAT, tmp_path / "a.bin")
+    with pytest.raises(OutputError, match="no ending"):
+        write_weights(FLAT, tmp_path / "a")
+
+
+CONTENTS = {
+    b"": "an empty file",
+    b"hello": "5 bytes that begin with b'hello'",
+    b"<!DOCTYPE html><title>404</title>": "a web page",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n": "git lfs pull",
+    gzip.compress(b"weights"): "a gzip archive",
+    b"PK\x03\x04": "4 bytes",
+    b'{"a": {"b": 1}}': "15 bytes",
+    b'text (7){"a": 1}': "16 bytes",
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS, ids=CONTENTS.values())
+def test_what_is_of_no_known_format_is_described(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(FormatError) as caught:
+        read_weights(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: expected weights as safetensors, npz")
+    assert CONTENTS[content] in message
+
+
+def test_damaged_files_are_told_by_their_own_reader(tmp_path):
+    for name, expected in (("a.npz", "a whole npz"), ("a.safetensors", "a whole safetensors")):
+        write_weights(FLAT, tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:-30])
+        with pytest.raises(FormatError, match=expected):
+            read_weights(tmp_path / name)
+
+
+def test_a_zip_of_other_things_is_not_npz(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a", "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+    with pytest.raises(FormatError, match="found .* begin with b'PK"):
+        read_weights(tmp_path / "a")
+
+
+def test_nothing_there_a_folder_there_and_a_pipe_there(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "weights.bin").write_text("")
+    with pytest.raises(ReferenceNotFoundError, match="absent"):
+        read_weights(tmp_path / "absent")
+    with pytest.raises(ReferenceNotFoundError, match="check the path"):
+        read_weights(tmp_path / "folder" / "weights.bin" / "x")
+    with pytest.raises(FormatError, match=r"a folder with weights\.bin; name a file"):
+        read_weights(tmp_path / "folder")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FormatError, match="a pipe"):
+        read_weights(tmp_path / "pipe")
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_an_error_of_the_package(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        path.write_bytes(content)
+        with pytest.raises(JaxTransferError):
+            read_weights(path)
