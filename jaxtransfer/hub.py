@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from jaxtransfer.errors import ReferenceNotFoundError
@@ -28,24 +29,26 @@ def resolve(reference: str | Path) -> Path:
     """The file or folder that a reference leads to.
 
     Args:
-        reference: a path, or `checkpoints/NAME` for a checkpoint that comes with the package. A path
-            that exists goes first.
+        reference: a path, or `checkpoints/NAME` for a checkpoint that comes with the package. A
+            path that exists goes first.
 
     Raises:
-        ReferenceNotFoundError: there is nothing at the path, or no embedded checkpoint of that name.
+        ReferenceNotFoundError: there is nothing at the path, nor an embedded checkpoint of that
+            name.
 
     >>> resolve("checkpoints/glyphs").name
     'glyphs'
     """
-    path = Path(reference).expanduser()
-    if path.exists():
-        return path
+    path = os.path.expanduser(reference)
+    # Unlike `Path.exists`, this is false where a name is too long to be a file's.
+    if os.path.exists(path):
+        return Path(path)
     embedded = embedded_checkpoints()
-    name = str(reference)
+    name = Path(reference).as_posix()
     if name.startswith(EMBEDDED_PREFIX) and name.removeprefix(EMBEDDED_PREFIX) in embedded:
         return embedded[name.removeprefix(EMBEDDED_PREFIX)]
     known = ", ".join(EMBEDDED_PREFIX + key for key in embedded) or "none"
     raise ReferenceNotFoundError(
-        f"{reference}: expected a path that exists or an embedded checkpoint ({known}), found neither; "
-        "check the spelling and the folder you are in"
+        f"{reference}: expected a path that exists or an embedded checkpoint ({known}), found "
+        "neither; check the spelling and the folder you are in"
     )

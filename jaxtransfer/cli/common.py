@@ -75,7 +75,7 @@ def read_data(name: str) -> ArrayData:
 
 
 @contextlib.contextmanager
-def progress_bar(hidden: bool = False) -> Iterator[Advance]:
+def progress_bar() -> Iterator[Advance]:
     """A progress bar on standard error, advanced by `(what, done, total)`; it goes in the end."""
     from rich.console import Console
     from rich.progress import (
@@ -94,8 +94,9 @@ def progress_bar(hidden: bool = False) -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
+    hidden = not console.is_terminal  # a file or a pipe wants no bar
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("preparing", total=None)
+        task = progress.add_task("loading and compiling", total=None)
 
         def advance(what: str, done: int, total: int) -> None:
             progress.update(task, description=what, completed=done, total=total)

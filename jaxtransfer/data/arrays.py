@@ -1,4 +1,4 @@
-"""Labelled images in memory: few-shot subsets, and batches whose order is a function of the step."""
+"""Labelled images in memory: few-shot subsets, and batches that are a function of the step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import DataError
@@ -43,35 +44,66 @@ def as_array_data(data: Any, classes: Sequence[str] | None = None) -> ArrayData:
             occur, sorted.
 
     Raises:
-        DataError: the lengths differ, there is no example, images hold NaN, labels are neither integers
-            from 0 nor names, or a label is not among the classes.
+        DataError: the lengths differ, there is no example, images are no numbers or hold NaN,
+            labels are neither integers from 0 nor names, a label is not among the classes, a class
+            is named twice, or `classes` are not those that an `ArrayData` has already.
     """
+    names = None if classes is None else tuple(map(str, classes))
     if isinstance(data, ArrayData):
-        data, classes = (data.images, data.labels), classes or data.classes
+        if names is not None and data.classes not in (None, names):
+            raise DataError(
+                f"classes: expected those of the data, {data.classes}, found {names}; leave them "
+                "out, or give (images, labels) with the labels in the new order"
+            )
+        data, names = (data.images, data.labels), names or data.classes
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise DataError(f"data: expected a pair (images, labels), found {type(data).__name__}")
-    images, labels = np.asarray(data[0]), np.asarray(data[1])
+    if names is not None and len(set(names)) < len(names):
+        raise DataError(f"classes: expected each name once, found {names}")
+    images, labels = _as_array(data[0], "images"), _as_array(data[1], "labels")
     if labels.ndim != 1 or images.ndim < 2 or len(images) != len(labels) or len(labels) == 0:
         raise DataError(
-            "data: expected images of shape (count, height, width, channel) and labels of shape (count,), "
-            f"found {images.shape} and {labels.shape}"
+            "data: expected images of shape (count, height, width, channel) and labels of shape "
+            f"(count,), found {images.shape} and {labels.shape}; convert one-hot rows by "
+            "labels.argmax(axis=1), and add an axis to a single image"
         )
-    if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
-        first = int(np.argwhere(~np.isfinite(images))[0][0])
-        raise DataError(f"data: expected finite images, found NaN or infinity in image {first}")
+    _check_numbers(images)
     if labels.dtype.kind in "US":
-        names = tuple(classes) if classes is not None else tuple(map(str, np.unique(labels)))
+        labels = np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
+        names = tuple(map(str, np.unique(labels))) if names is None else names
         return ArrayData(images, _positions(labels, names), names)
     if labels.dtype.kind not in "iu" or labels.min() < 0:
+        low = f" from {labels.min()}" if labels.dtype.kind in "iuf" else ""
         raise DataError(
-            f"labels: expected integers from 0 or names, found {labels.dtype} from {labels.min()}; "
-            "convert one-hot rows by labels.argmax(axis=1)"
+            f"labels: expected integers from 0, or names, found {labels.dtype}{low}; number the "
+            "classes from 0, or name them"
         )
-    if classes is not None and labels.max() >= len(classes):
+    if names is not None and labels.max() >= len(names):
         raise DataError(
-            f"labels: expected less than {len(classes)}, the number of classes, found {labels.max()}"
+            f"labels: expected less than {len(names)}, the number of classes, found {labels.max()}"
         )
-    return ArrayData(images, labels.astype(np.int32), None if classes is None else tuple(classes))
+    return ArrayData(images, labels.astype(np.int32), names)
+
+
+def _as_array(values: Any, what: str) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+        if array.dtype == object and what == "labels" and all(isinstance(v, str) for v in values):
+            return array.astype(str)  # as a column of text comes from a table
+    except ValueError as error:
+        raise DataError(f"{what}: expected an array, found rows of several lengths") from error
+    return array
+
+
+def _check_numbers(images: np.ndarray) -> None:
+    if not (jnp.issubdtype(images.dtype, jnp.number) or images.dtype == bool):
+        raise DataError(f"images: expected numbers, found {images.dtype}")
+    if jnp.issubdtype(images.dtype, jnp.inexact) and not np.isfinite(images).all():
+        first = int(np.argwhere(~np.isfinite(images))[0][0])
+        raise DataError(
+            f"images: expected finite numbers, found NaN or infinity in image {first}; mend it or "
+            "leave it out"
+        )
 
 
 def _positions(labels: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
@@ -100,7 +132,8 @@ def few_shot(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     short = {int(c): int(n) for c, n in zip(classes, counts, strict=True) if n < per_class}
     if per_class < 1 or short:
         raise DataError(
-            f"few_shot: expected {per_class} (at least 1) examples of each class, found {short or 'none'}"
+            f"few_shot: expected per_class from 1 to the {counts.min() if len(counts) else 0} "
+            f"examples of the rarest class, found {per_class}; too few have the classes {short}"
         )
     rng = np.random.default_rng(seed)
     chosen = [
@@ -112,14 +145,17 @@ def few_shot(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 def batch_indices(count: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     """Positions of the examples of one step's batch: an endless stream of shuffled epochs.
 
-    The batch is a function of its arguments alone, so a run that goes on at any step sees what it would
-    have seen. Every batch is full; the last one of an epoch is filled from the next epoch.
+    The batch is a function of its arguments alone, so a run that goes on at any step sees what it
+    would have seen. Every batch is full; the last one of an epoch is filled from the next epoch.
 
     Args:
-        count: number of examples.
-        batch_size: number of examples in a batch.
+        count: number of examples, from 1.
+        batch_size: number of examples in a batch, from 1.
         step: number of the step, from 0.
         seed: the same seed gives the same order.
+
+    Returns:
+        Integers from 0, below `count`, shape (batch_size,).
 
     >>> [batch_indices(4, 2, step, seed=0).tolist() for step in (0, 1)]
     [[2, 0], [1, 3]]

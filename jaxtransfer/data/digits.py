@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,13 +26,13 @@ def load_digits() -> ArrayData:
     Returns:
         Images of shape (1797, 8, 8, 1), float32 in [0, 1], ink bright on dark; classes "0" to "9".
 
-    Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
-    Repository, 1998, https://doi.org/10.24432/C50P49. Each pixel counts the ink in a 4x4 block of a
-    32x32 bitmap, 0 to 16.
+    Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
+    Learning Repository, 1998, https://doi.org/10.24432/C50P49. Each pixel counts the ink in a 4x4
+    block of a 32x32 bitmap, 0 to 16.
     """
     from sklearn import datasets
 
-    bunch = datasets.load_digits()
+    bunch: Any = datasets.load_digits()
     images = (bunch["images"] / 16.0).astype(np.float32)[..., np.newaxis]
     return ArrayData(images, bunch["target"].astype(np.int32), tuple(map(str, range(10))))
 
@@ -49,13 +49,15 @@ def few_shot_split(
         validation: how many examples the validation part has.
 
     Raises:
-        DataError: there are too few examples for all three parts.
+        DataError: there are too few examples for all three parts, or `validation` is below 0.
     """
+    if validation < 0:
+        raise DataError(f"few_shot_split: expected validation of at least 0, found {validation}")
     train = few_shot(data.labels, per_class, seed)
     others = np.random.default_rng((seed, 1)).permutation(np.setdiff1d(np.arange(len(data)), train))
     if len(others) <= validation:
         raise DataError(
-            f"few_shot_split: expected more than {len(train) + validation} examples, found {len(data)}; "
-            "lower per_class or validation"
+            f"few_shot_split: expected more than {len(train) + validation} examples, found "
+            f"{len(data)}; lower per_class or validation"
         )
     return Split(data.take(train), data.take(others[:validation]), data.take(others[validation:]))

@@ -54,7 +54,7 @@ class Budget:
     per_class: int = 5
     steps: int = 160
     batch_size: int = 32
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
 
@@ -127,7 +127,7 @@ class Comparison:
             "source": self.source,
             "target": self.target,
             "seeds": list(self.seeds),
-            "budget": asdict(self.budget),
+            "budget": {**asdict(self.budget), "learning_rates": list(self.budget.learning_rates)},
             "evaluated_at": list(self.evaluated_at),
             "starts": {name: _plain(value) for name, value in self.starts.items()},
             "reused": list(self.reused),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,12 +43,12 @@ class Recipe:
         seed: of the weights, and of all that is drawn.
     """
 
-    architecture: str = "cifar_resnet8"
-    width: int = 16
-    steps: int = 3000
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-3
+    architecture: str = "glyph_resnet8"
+    width: int = 32
+    steps: int = 4000
+    batch_size: int = 64
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.05
     label_smoothing: float = 0.1
     seed: int = 0
 
@@ -130,6 +131,14 @@ def require_better_than_naive(held_out: Interval, naive: float) -> None:
         )
 
 
+_draw = jax.jit(glyphs.draw, static_argnames="batch_size")
+
+
+@functools.lru_cache(maxsize=2)
+def _masks(fonts: tuple[str, ...]) -> jax.Array:
+    return jnp.asarray(glyphs.load_glyphs(fonts))
+
+
 def _train(model: Model, recipe: Recipe, on_step: Callable[[int, float], None] | None) -> Model:
     plan = full(model)
     tx = plan.optimizer(
@@ -139,12 +148,11 @@ def _train(model: Model, recipe: Recipe, on_step: Callable[[int, float], None] |
     )
     step = make_train_step(model.apply, cross_entropy(recipe.label_smoothing), tx, plan)
     state = init_state(model, plan, tx, recipe.seed)
-    masks = jnp.asarray(glyphs.load_glyphs(glyphs.TRAINING_FONTS))
-    draw = jax.jit(glyphs.draw, static_argnames="batch_size")
+    masks = _masks(glyphs.TRAINING_FONTS)
     key = jax.random.key(recipe.seed)
     loss = float("nan")
     for number in range(recipe.steps):
-        images, labels = draw(jax.random.fold_in(key, number), masks, batch_size=recipe.batch_size)
+        images, labels = _draw(jax.random.fold_in(key, number), masks, recipe.batch_size)
         state, metrics = step(state, {"image": images, "label": labels})
         if on_step is not None:
             # Looking at each loss would make the device wait for the host.
@@ -154,10 +162,10 @@ def _train(model: Model, recipe: Recipe, on_step: Callable[[int, float], None] |
 
 
 def _evaluate(model: Model, seed: int) -> tuple[Interval, float]:
-    masks = jnp.asarray(glyphs.load_glyphs(glyphs.HELD_OUT_FONTS))
+    masks = _masks(glyphs.HELD_OUT_FONTS)
     # Training folds step numbers into this key; the number here is none of them.
     key = jax.random.fold_in(jax.random.key(seed), 2**31)
-    images, labels = map(np.asarray, glyphs.draw(key, masks, HELD_OUT_COUNT))
+    images, labels = map(np.asarray, _draw(key, masks, HELD_OUT_COUNT))
     correct = int((predict(model, images).argmax(axis=-1) == labels).sum())
     return binomial_interval(correct, HELD_OUT_COUNT), majority_accuracy(labels, labels)
 
@@ -200,6 +208,8 @@ that tells {len(glyphs.CLASSES)} drawn characters apart: a source to transfer fr
   the same weights on the same machine and versions; elsewhere rounding differs.
 - **Limits**: one centred character an image, upright within about 30 degrees; dark ink on a bright
   ground must be inverted first; only Latin letters without accents; never tested on photographs.
+  The distortions were chosen in trials on splits of scikit-learn's digits, so that what transfer
+  gains there is a little optimistic.
 - **Licence**: Apache-2.0, as the package. The fonts (DejaVu, STIX, Computer Modern) are not part of
   it.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 # The usual names of the argument that switches a network or a layer to training, and to evaluation.
@@ -12,27 +12,56 @@ EVALUATION_KEYWORDS = ("deterministic", "use_running_average")
 
 
 def mode_values(train: bool) -> dict[str, bool]:
-    """What each of the usual mode arguments must be."""
+    """What each of the usual mode arguments must be.
+
+    >>> mode_values(train=True)["training"], mode_values(train=True)["deterministic"]
+    (True, False)
+    """
     return {name: train for name in TRAINING_KEYWORDS} | {
         name: not train for name in EVALUATION_KEYWORDS
     }
 
 
 def keywords_of(function: Callable[..., Any]) -> frozenset[str]:
-    """The names of the arguments that a callable takes by keyword."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some builtins have no signature
-        return frozenset()
-    return frozenset(
-        p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    )
+    """The names of the arguments that a callable takes by keyword.
+
+    >>> sorted(keywords_of(lambda params, inputs, /, scale, *, train: None))
+    ['scale', 'train']
+    """
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return frozenset(p.name for p in _parameters(function) if p.kind in kinds)
 
 
-def positional_count(function: Callable[..., Any]) -> int:
-    """How many arguments a callable needs by position."""
-    parameters = inspect.signature(function).parameters.values()
+def positional_count(function: Callable[..., Any], others: Sequence[str] = ()) -> int:
+    """How many arguments a callable needs by position, those named in `others` left aside.
+
+    >>> positional_count(lambda params, inputs, train, scale=1.0: None, others=["train"])
+    2
+    """
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(
-        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
-        for p in parameters
+        p.kind in kinds and p.default is p.empty and p.name not in others
+        for p in _parameters(function)
     )
+
+
+def evaluation_arguments(
+    method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, with every mode argument that `method` has set to evaluation.
+
+    >>> evaluation_arguments(lambda x, train=True: None, ("x", True), {})
+    (('x', False), {})
+    """
+    bound = inspect.signature(method).bind(*args, **kwargs)
+    accepted = keywords_of(method)
+    modes = mode_values(train=False)
+    bound.arguments.update({name: modes[name] for name in modes if name in accepted})
+    return bound.args, bound.kwargs
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    try:
+        return tuple(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some builtins have no signature
+        return ()

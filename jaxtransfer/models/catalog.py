@@ -75,7 +75,7 @@ def init(name: str, seed: int = 0, num_classes: int | None = None, **options: An
     if num_classes is not None:
         options["num_classes"] = num_classes
     spec, module, preprocess = _built(name, options)
-    variables = jax.jit(lambda key: _init(spec, module, key))(jax.random.key(seed))
+    variables = _compiled_init(spec, module, jax.random.key(seed))
     return _model(spec, module, preprocess, variables)
 
 
@@ -96,6 +96,10 @@ def _built(name: str, options: Mapping[str, Any]) -> tuple[ModelSpec, nn.Module,
 def _init(spec: ModelSpec, module: nn.Module, key: jax.Array) -> Any:
     assert spec.input_size is not None and spec.channels is not None  # every family states them
     return module.init(key, jnp.zeros((1, *spec.input_size, spec.channels)), train=False)
+
+
+# Compiled once for each network, whatever the seed.
+_compiled_init = jax.jit(_init, static_argnums=(0, 1))
 
 
 def _model(spec: ModelSpec, module: nn.Module, preprocess: Preprocess, variables: Any) -> Model:

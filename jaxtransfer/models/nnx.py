@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import jax
 
 from jaxtransfer.errors import ModelError
-from jaxtransfer.models.calling import keywords_of, mode_values
-from jaxtransfer.tree import is_below, with_subtree
+from jaxtransfer.models.calling import evaluation_arguments, keywords_of, mode_values
+from jaxtransfer.tree import flatten, is_below, map_with_names
 from jaxtransfer.types import PyTree
 
 
@@ -45,24 +46,41 @@ class NnxApply:
         """The forward pass of `Model.apply`."""
         from flax import nnx
 
-        states = [_filled(self.params, params, stop), _filled(self.stats, stats, stop)]
+        may_differ = stop is not None
+        states = [
+            _filled(self.params, params, may_differ, "parameters"),
+            _filled(self.stats, stats, may_differ, "statistics"),
+        ]
         module = nnx.merge(self.graphdef, *states, self.rest, copy=True)
         _set_modes(module, train, frozen_modules)
         if rngs:
-            nnx.reseed(module, **{"default": next(iter(rngs.values())), **rngs})
+            _reseed(module, rngs)
         outputs = _call(module, inputs, train=train, start=start, stop=stop)
         if stats and train:
-            stats = text_keys(nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)))
+            stats = _updated(stats, nnx.state(module, nnx.BatchStat))
         return outputs, stats
 
 
 def split_nnx(module: Any) -> tuple[NnxApply, dict[str, Any], dict[str, Any]]:
-    """An NNX module's forward pass, parameters and statistics, the latter two as nested dicts."""
+    """An NNX module's forward pass, parameters and statistics, the latter two as nested dicts.
+
+    The parameters' top-level keys are in the order in which the module was given its attributes.
+
+    Raises:
+        ModelError: it is no NNX module.
+    """
     from flax import nnx
 
+    if not isinstance(module, nnx.Module):
+        raise ModelError(
+            f"from_nnx: expected an instance of flax.nnx.Module, found {type(module).__name__}"
+        )
     graphdef, params, stats, rest = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
     apply = NnxApply(graphdef, jax.eval_shape(lambda: params), jax.eval_shape(lambda: stats), rest)
-    return apply, text_keys(nnx.to_pure_dict(params)), text_keys(nnx.to_pure_dict(stats))
+    named = text_keys(nnx.to_pure_dict(params))
+    order = [name for name in vars(module) if name in named]
+    ordered = {name: named[name] for name in dict.fromkeys([*order, *named])}
+    return apply, ordered, text_keys(nnx.to_pure_dict(stats))
 
 
 def text_keys(tree: Any) -> Any:
@@ -72,13 +90,63 @@ def text_keys(tree: Any) -> Any:
     return {str(key): text_keys(value) for key, value in tree.items()}
 
 
-def _filled(template: Any, values: PyTree, stop: str | None) -> Any:
-    """A State with the arrays of nested dicts; what lies at `stop` is not run, and stays as it is."""
+def _filled(template: Any, values: PyTree, may_differ: bool, what: str) -> Any:
+    """A State with the arrays of nested dicts.
+
+    Args:
+        template: the State by shape and dtype.
+        values: the arrays, by the State's names.
+        may_differ: whether leaves that `values` has not, or in another shape, stay as they are. A
+            forward pass that stops early does not come to them.
+        what: the leaves are, for messages.
+
+    Raises:
+        ModelError: leaves are missing or of another shape.
+    """
     from flax import nnx
 
-    state = jax.tree.map(lambda leaf: leaf, template)
-    nnx.replace_by_pure_dict(state, with_subtree(values, stop, None) if stop else values)
+    shapes, given = nnx.to_pure_dict(template), flatten(values)
+    problems = []
+
+    def fill(node: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(node, Mapping):
+            return {key: fill(value, (*path, str(key))) for key, value in node.items()}
+        name = "/".join(path)
+        value = given.get(name)
+        if value is None or value.shape != node.shape:
+            found = "nothing" if value is None else value.shape
+            problems.append(f" ~ {name}: expected {node.shape}, found {found}")
+            return node
+        return value
+
+    pure = fill(shapes, ())
+    if problems and not may_differ:
+        raise ModelError(
+            "\n".join([f"expected the {what} that the NNX module was split into, found", *problems])
+        )
+    state = jax.tree.map(lambda leaf: leaf, template)  # a copy, which is filled in place
+    nnx.replace_by_pure_dict(state, pure)
     return state
+
+
+def _updated(stats: PyTree, state: Any) -> PyTree:
+    """The statistics after a forward pass; those that the module has not, or not run, as before."""
+    from flax import nnx
+
+    after = flatten(text_keys(nnx.to_pure_dict(state)))
+    seen = {n: v for n, v in after.items() if not isinstance(v, jax.ShapeDtypeStruct)}
+    return map_with_names(lambda name, before: seen.get(name, before), stats)
+
+
+def _reseed(module: Any, rngs: Mapping[str, jax.Array]) -> None:
+    """Give every random stream a key: that of its name, or else one made from the first key."""
+    from flax import nnx
+
+    streams = [node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.RngStream)]
+    tags = sorted({stream.tag for stream in streams} - set(rngs))
+    first = next(iter(rngs.values()))
+    keys: dict[str, Any] = {t: jax.random.fold_in(first, i) for i, t in enumerate(tags)} | {**rngs}
+    nnx.reseed(module, policy="match_shape", **keys)
 
 
 def _set_modes(module: Any, train: bool, frozen_modules: frozenset[str]) -> None:
@@ -88,6 +156,23 @@ def _set_modes(module: Any, train: bool, frozen_modules: frozenset[str]) -> None
     for path, submodule in nnx.iter_modules(module):
         if path and train and is_below("/".join(map(str, path)), frozen_modules):
             submodule.eval()
+            # A mode that is given at the call goes before the one that `eval` sets.
+            kind = _evaluating(type(submodule))
+            object.__setattr__(submodule, "__class__", kind)
+
+
+@functools.cache
+def _evaluating(kind: type) -> type:
+    """The same class, but for the mode arguments of its call: they are always set to evaluation."""
+    call = next((c.__dict__["__call__"] for c in kind.__mro__ if "__call__" in c.__dict__), None)
+    if call is None or not keywords_of(call) & set(mode_values(train=False)):
+        return kind
+
+    def call_in_evaluation(self: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = evaluation_arguments(call, (self, *args), kwargs)
+        return call(*args, **kwargs)
+
+    return type(kind)(kind.__name__, (kind,), {"__call__": call_in_evaluation})
 
 
 def _call(
@@ -109,26 +194,39 @@ def _call(
     return _features_at(module, inputs, stop, arguments)
 
 
-def _features_at(module: Any, inputs: jax.Array, stop: str, arguments: dict[str, Any]) -> Any:
-    """What enters the submodule at `stop`; the submodule itself is not run."""
-    seen: list[jax.Array] = []
+class _StopReached(Exception):
+    """Ends a forward pass: what enters the submodule that it should stop at."""
 
-    def keep(features: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        seen.append(features)
-        return features
+    def __init__(self, features: jax.Array) -> None:
+        super().__init__()
+        self.features = features
+
+
+def _features_at(module: Any, inputs: jax.Array, stop: str, arguments: dict[str, Any]) -> Any:
+    """What enters the submodule at `stop`; neither it nor what follows is run."""
+
+    def stop_here(features: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        raise _StopReached(features)
 
     *parents, last = stop.split("/")
-    owner = module
-    for segment in parents:
-        owner = owner[int(segment)] if segment.isdigit() else getattr(owner, segment)
-    if last.isdigit():
-        owner[int(last)] = keep
-    else:
-        setattr(owner, last, keep)
-    module(inputs, **arguments)
-    if len(seen) != 1:
+    try:
+        owner = module
+        for segment in parents:
+            owner = owner[int(segment)] if segment.isdigit() else getattr(owner, segment)
+        if last.isdigit():
+            owner[int(last)] = stop_here
+        else:
+            getattr(owner, last)
+            setattr(owner, last, stop_here)
+    except (AttributeError, IndexError, TypeError) as error:
         raise ModelError(
-            f"{type(module).__name__}: expected the module {stop!r} to be called once, found "
-            f"{len(seen)} calls; name a submodule that the forward pass enters once"
-        )
-    return seen[0]
+            f"{type(module).__name__}: expected a submodule {stop!r}: {error}"
+        ) from error
+    try:
+        module(inputs, **arguments)
+    except _StopReached as reached:
+        return reached.features
+    raise ModelError(
+        f"{type(module).__name__}: expected the forward pass to enter the module {stop!r}, found "
+        "that it never does; name a submodule by its path in the parameters"
+    )

@@ -1,27 +1,31 @@
-"""Residual networks (He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv 1512.03385).
+"""Residual networks (He et al. 2016, "Deep Residual Learning", arXiv 1512.03385).
 
 Two kinds:
 
-*   for ImageNet (section 3.3, table 1): a 7x7 stem with max pooling and four stages, ResNet-18/34 of basic
-    blocks, ResNet-50/101/152 of bottlenecks with the stride on the 3x3 convolution, as torchvision has it;
-*   for CIFAR (section 4.2): a 3x3 stem and three stages of n basic blocks, depth 6n + 2, whose shortcuts are
-    either parameter-free ("option A": subsample, and pad the new channels with zeros) or projections.
+*   for ImageNet (section 3.3, table 1): a 7x7 stem with max pooling and four stages, ResNet-18/34
+    of basic blocks, ResNet-50/101/152 of bottlenecks with the stride on the 3x3 convolution, as
+    torchvision has it;
+*   for CIFAR (section 4.2): a 3x3 stem and three stages of n basic blocks, depth 6n + 2, whose
+    shortcuts are either parameter-free ("option A": subsample, and pad the new channels with zeros)
+    or projections.
 
-Both end in a global mean, the parameter-free stage `pool`, and a dense `head`. Convolutions are padded by
-explicit numbers, since "SAME" pads strided convolutions on other sides than the networks' papers.
+Both end in a global mean, the parameter-free stage `pool`, and a dense `head`. Convolutions are
+padded by explicit numbers, since "SAME" pads strided ones on other sides than the published weights
+were trained with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import ModelError
-from jaxtransfer.mapping import Rule
+from jaxtransfer.mapping import Rule, with_prefix
 from jaxtransfer.models.spec import ModelSpec, Preprocess
 
 PAPER = "https://arxiv.org/abs/1512.03385"
@@ -44,7 +48,7 @@ def _conv(features: int, size: int, stride: int, name: str) -> nn.Conv:
 
 
 def _norm(train: bool, name: str) -> nn.BatchNorm:
-    # torchvision's momentum of 0.1 is the share of the new batch, Flax's 0.9 that of the old average.
+    # torchvision's momentum of 0.1 is the share of the new batch, Flax's 0.9 that of the average.
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
 
 
@@ -72,7 +76,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
-        """Shape (batch, height, width, channels) to (batch, height / stride, width / stride, features)."""
+        """From (batch, height, width, channels) to (batch, h/stride, w/stride, features).
+
+        Sizes that the stride does not divide are rounded up.
+        """
         inner = self.features // 4 if self.bottleneck else self.features
         layers = (
             [(inner, 1, 1), (inner, 3, self.stride), (self.features, 1, 1)]
@@ -107,7 +114,10 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Shape (batch, height, width, channels) to (batch, height / stride, width / stride, features)."""
+        """From (batch, height, width, channels) to (batch, h/stride, w/stride, features).
+
+        Sizes that the stride does not divide are rounded up.
+        """
         for position in range(self.blocks):
             stride = self.stride if position == 0 else 1
             block = Block(self.features, stride, self.bottleneck, self.shortcut, name=str(position))
@@ -116,18 +126,20 @@ class Stage(nn.Module):
 
 
 class Stem(nn.Module):
-    """The first convolution: 3x3 for small images, or 7x7 with stride 2 and a 3x3 max pooling."""
+    """The first convolution, and for large images a 3x3 max pooling with stride 2."""
 
     features: int
-    small_images: bool
+    size: int
+    stride: int
+    pools: bool
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Shape (batch, height, width, channels); small images keep their size, others lose 3/4 of it."""
-        size, stride = (3, 1) if self.small_images else (7, 2)
-        x = _conv(self.features, size, stride, "conv")(images)
+        """From (batch, height, width, channels) to (batch, smaller height, width, features)."""
+        x = _conv(self.features, self.size, self.stride, "conv")(images)
         x = nn.relu(_norm(train, "bn")(x))
-        return x if self.small_images else nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1)] * 2)
+        padding: Any = ((1, 1), (1, 1))  # Flax takes numbers too, and says that it takes text
+        return nn.max_pool(x, (3, 3), (2, 2), padding) if self.pools else x
 
 
 class ResNet(nn.Module):
@@ -136,20 +148,26 @@ class ResNet(nn.Module):
     Attributes:
         blocks: number of blocks in each stage.
         widths: channels that leave each stage.
+        strides: of the first block of each stage.
         stem_width: channels that leave the stem.
         num_classes: outputs of the head.
         bottleneck: whether the blocks are bottlenecks.
         shortcut: "projection" or "pad".
-        small_images: whether the stem keeps the resolution.
+        stem_size: side of the stem's convolution.
+        stem_stride: of the stem's convolution.
+        stem_pools: whether the stem ends in a max pooling with stride 2.
     """
 
     blocks: tuple[int, ...]
     widths: tuple[int, ...]
+    strides: tuple[int, ...]
     stem_width: int
     num_classes: int
     bottleneck: bool = False
     shortcut: str = "projection"
-    small_images: bool = False
+    stem_size: int = 3
+    stem_stride: int = 1
+    stem_pools: bool = False
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -170,17 +188,17 @@ class ResNet(nn.Module):
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         if stage == "stem":
-            return Stem(self.stem_width, self.small_images, name=stage)(x, train=train)
+            sizes = (self.stem_size, self.stem_stride, self.stem_pools)
+            return Stem(self.stem_width, *sizes, name=stage)(x, train=train)
         if stage == "pool":
             return jnp.mean(x, axis=(1, 2))
         if stage == "head":
             return nn.Dense(self.num_classes, name=stage)(x)
         position = int(stage.removeprefix("layer")) - 1
-        stride = 1 if position == 0 else 2
         module = Stage(
             self.blocks[position],
             self.widths[position],
-            stride,
+            self.strides[position],
             self.bottleneck,
             self.shortcut,
             name=stage,
@@ -200,7 +218,7 @@ def _bounds(stages: tuple[str, ...], start: str | None, stop: str | None) -> tup
 
 
 # ---------------------------------------------------------------------------------------------
-# Rules: where torchvision keeps what
+# Rules: where files of PyTorch keep what
 
 
 def _norm_rules(source: str, target: str) -> tuple[Rule, ...]:
@@ -212,16 +230,28 @@ def _norm_rules(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-TORCHVISION_RULES: tuple[Rule, ...] = (
-    Rule("conv1.weight", "params/stem/conv/kernel", "conv"),
-    *_norm_rules("bn1", "stem/bn"),
-    Rule("layer{i}.{j}.conv{k}.weight", "params/layer{i}/{j}/conv{k}/kernel", "conv"),
-    *_norm_rules("layer{i}.{j}.bn{k}", "layer{i}/{j}/bn{k}"),
-    Rule("layer{i}.{j}.downsample.0.weight", "params/layer{i}/{j}/shortcut_conv/kernel", "conv"),
-    *_norm_rules("layer{i}.{j}.downsample.1", "layer{i}/{j}/shortcut_bn"),
-    Rule("fc.weight", "params/head/kernel", "dense"),
-    Rule("fc.bias", "params/head/bias"),
-)
+def _rules(shortcut: str, head: str) -> tuple[Rule, ...]:
+    return (
+        Rule("conv1.weight", "params/stem/conv/kernel", "conv"),
+        *_norm_rules("bn1", "stem/bn"),
+        Rule("layer{i}.{j}.conv{k}.weight", "params/layer{i}/{j}/conv{k}/kernel", "conv"),
+        *_norm_rules("layer{i}.{j}.bn{k}", "layer{i}/{j}/bn{k}"),
+        Rule(
+            f"layer{{i}}.{{j}}.{shortcut}.0.weight",
+            "params/layer{i}/{j}/shortcut_conv/kernel",
+            "conv",
+        ),
+        *_norm_rules(f"layer{{i}}.{{j}}.{shortcut}.1", "layer{i}/{j}/shortcut_bn"),
+        Rule(f"{head}.weight", "params/head/kernel", "dense"),
+        Rule(f"{head}.bias", "params/head/bias"),
+    )
+
+
+# Its files also count batches (`num_batches_tracked`), for which there is no leaf: ignore them.
+TORCHVISION_RULES = _rules("downsample", "fc")
+
+# https://github.com/akamaster/pytorch_resnet_cifar10, whose files hold `nn.DataParallel` modules.
+PYTORCH_RESNET_CIFAR10_RULES = with_prefix(_rules("shortcut", "linear"), "module.")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -230,10 +260,21 @@ TORCHVISION_RULES: tuple[Rule, ...] = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the paper's tables: blocks in each stage, and the kind of block."""
+    """A row of the paper's tables.
+
+    Attributes:
+        blocks: number of blocks in each stage.
+        bottleneck: whether they are bottlenecks.
+        widths: channels of each stage as multiples of the stem's, a quarter of a bottleneck's.
+        strides: of each stage.
+        stem_stride: of the stem of networks for small images.
+    """
 
     blocks: tuple[int, ...]
     bottleneck: bool = False
+    widths: tuple[int, ...] = (1, 2, 4, 8)
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    stem_stride: int = 1
 
 
 # Table 1 of the paper.
@@ -245,9 +286,18 @@ IMAGENET_VARIANTS = {
     "resnet152": Variant((3, 8, 36, 3), bottleneck=True),
 }
 
-# Section 4.2 and table 6 of the paper: n blocks a stage give depth 6n + 2. Depths 8 and 14 are the same
-# design, smaller.
-CIFAR_VARIANTS = {f"cifar_resnet{6 * n + 2}": Variant((n, n, n)) for n in (1, 2, 3, 5, 7, 9, 18)}
+# Section 4.2 and table 6 of the paper: n blocks a stage give depth 6n + 2. Depths 8 and 14 are the
+# same design, smaller.
+CIFAR_VARIANTS = {
+    f"cifar_resnet{6 * n + 2}": Variant((n, n, n), widths=(1, 2, 4), strides=(1, 2, 2))
+    for n in (1, 2, 3, 5, 7, 9, 18)
+}
+
+SMALL_VARIANTS = {
+    **CIFAR_VARIANTS,
+    # Our own, for images of 16x16: most channels work at 8x8 and 4x4, where they cost little.
+    "glyph_resnet8": Variant((1, 1, 1), widths=(1, 2, 2), strides=(1, 2, 1), stem_stride=2),
+}
 
 # ImageNet's usual channel means and deviations, as torchvision documents them for its weights:
 # https://docs.pytorch.org/vision/stable/models.html
@@ -270,15 +320,23 @@ def imagenet_resnet(
         num_classes: outputs of the head.
         channels: input channels.
         width: channels that leave the stem; 64 in the paper. Smaller ones make test networks.
+
+    Raises:
+        ModelError: a number is below 1.
     """
+    _check_sizes(name, num_classes=num_classes, channels=channels, width=width)
     variant = IMAGENET_VARIANTS[name]
     expansion = 4 if variant.bottleneck else 1
     module = ResNet(
         blocks=variant.blocks,
-        widths=tuple(width * 2**i * expansion for i in range(4)),
+        widths=tuple(width * factor * expansion for factor in variant.widths),
+        strides=variant.strides,
         stem_width=width,
         num_classes=num_classes,
         bottleneck=variant.bottleneck,
+        stem_size=7,
+        stem_stride=2,
+        stem_pools=True,
     )
     spec = ModelSpec(
         name=name,
@@ -307,7 +365,7 @@ def cifar_resnet(
     """A residual network for small images, of depth 8, 14, 20, 32, 44, 56 or 110.
 
     Args:
-        name: a key of `CIFAR_VARIANTS`.
+        name: a key of `SMALL_VARIANTS`.
         num_classes: outputs of the head.
         channels: input channels.
         width: channels of the stem and the first stage; 16 in the paper.
@@ -315,39 +373,50 @@ def cifar_resnet(
         shortcut: "pad" for the paper's option A, "projection" for option B.
 
     Raises:
-        ModelError: `shortcut` is neither.
+        ModelError: `shortcut` is neither, or a number is below 1.
     """
+    variant = SMALL_VARIANTS[name]
+    height, breadth = input_size
+    sizes = {"num_classes": num_classes, "channels": channels, "width": width}
+    _check_sizes(name, **sizes, height=height, breadth=breadth)
     if shortcut not in ("pad", "projection"):
         raise ModelError(f"{name}: expected shortcut 'pad' or 'projection', found {shortcut!r}")
     module = ResNet(
-        blocks=CIFAR_VARIANTS[name].blocks,
-        widths=(width, 2 * width, 4 * width),
+        blocks=variant.blocks,
+        widths=tuple(width * factor for factor in variant.widths),
+        strides=variant.strides,
         stem_width=width,
         num_classes=num_classes,
         shortcut=shortcut,
-        small_images=True,
+        stem_stride=variant.stem_stride,
     )
     spec = ModelSpec(
         name=name,
         stages=module.stages,
         head="head",
         stem="stem",
-        input_size=(input_size[0], input_size[1]),
+        input_size=(height, breadth),
         channels=channels,
         options=(
             ("num_classes", num_classes),
             ("channels", channels),
             ("width", width),
-            ("input_size", (input_size[0], input_size[1])),
+            ("input_size", (height, breadth)),
             ("shortcut", shortcut),
         ),
-        rules=(("torchvision", TORCHVISION_RULES),),
+        rules=(("pytorch_resnet_cifar10", PYTORCH_RESNET_CIFAR10_RULES),),
         paper=PAPER,
     )
     return spec, module, Preprocess(spec.input_size, channels)
 
 
+def _check_sizes(name: str, **sizes: int) -> None:
+    wrong = {key: size for key, size in sizes.items() if not isinstance(size, int) or size < 1}
+    if wrong:
+        raise ModelError(f"{name}: expected integers of at least 1, found {wrong}")
+
+
 BUILDERS: dict[str, Callable[..., tuple[ModelSpec, nn.Module, Preprocess]]] = {
     **dict.fromkeys(IMAGENET_VARIANTS, imagenet_resnet),
-    **dict.fromkeys(CIFAR_VARIANTS, cifar_resnet),
+    **dict.fromkeys(SMALL_VARIANTS, cifar_resnet),
 }

@@ -1,4 +1,4 @@
-"""Models on disk: a folder with the weights, a config that builds the network again, and the receipt."""
+"""Models on disk: a folder with the weights, a config that builds the network, and the receipt."""
 
 from __future__ import annotations
 
@@ -14,9 +14,16 @@ from jaxtransfer.errors import FormatError, ModelError, ReferenceNotFoundError
 from jaxtransfer.formats import read_weights, sha256_of
 from jaxtransfer.mapping import Receipt, Rule, convert
 from jaxtransfer.models.catalog import CATALOG, build
-from jaxtransfer.models.model import CONFIG_FILE, RECEIPT_FILE, WEIGHTS_FILE, Model
+from jaxtransfer.models.model import (
+    CONFIG_FILE,
+    NEW_RECEIPT_FILE,
+    NEW_WEIGHTS_FILE,
+    RECEIPT_FILE,
+    WEIGHTS_FILE,
+    Model,
+)
 from jaxtransfer.models.spec import Preprocess
-from jaxtransfer.surgery import replace_head
+from jaxtransfer.surgery import Dense, replace_head
 from jaxtransfer.surgery.head import head_from_json
 from jaxtransfer.tree import leaf_names
 
@@ -26,8 +33,8 @@ def load_model(folder: str | Path, model: Model | None = None) -> Model:
 
     Args:
         folder: what `save` was given.
-        model: a model whose network the folder's weights belong to, for networks that are not in the
-            catalog; its own weights are not used.
+        model: a model whose network the folder's weights belong to, for networks that are not in
+            the catalog; its own weights are not used.
 
     Raises:
         ReferenceNotFoundError: the folder holds no model.
@@ -37,13 +44,7 @@ def load_model(folder: str | Path, model: Model | None = None) -> Model:
     """
     folder = Path(folder)
     config = _read_config(folder)
-    weights = folder / WEIGHTS_FILE
-    found = sha256_of(weights)
-    if found != config["sha256"]:
-        raise FormatError(
-            f"{weights}: expected sha256 {config['sha256']} as {CONFIG_FILE} says, found {found}; the file is "
-            "damaged or belongs to another model; save the model again"
-        )
+    weights, receipt_file = _find_files(folder, config["sha256"])
     template = _template(folder, config, model)
     like = {"params": template.params, "stats": template.stats}
     rules = tuple(Rule(name, name) for name in leaf_names(like))
@@ -52,19 +53,20 @@ def load_model(folder: str | Path, model: Model | None = None) -> Model:
         rules,
         like,
         file=f"{folder.name}/{WEIGHTS_FILE}",
-        sha256=found,
+        sha256=config["sha256"],
         format="safetensors",
     )
-    notes = Receipt.from_json(_read_text(folder / RECEIPT_FILE)).notes
+    notes = Receipt.from_json(_read_text(receipt_file)).notes
     labels = config["labels"]
-    return replace(
+    loaded = replace(
         template,
         params=jax.tree.map(jnp.asarray, tree["params"]),
         stats=jax.tree.map(jnp.asarray, tree["stats"]),
         preprocess=Preprocess.from_dict(config["preprocess"]),
-        labels=None if labels is None else tuple(labels),
+        labels=None,
         receipt=replace(receipt, rules=(), notes=notes),
     )
+    return loaded if labels is None else loaded.with_labels(labels)
 
 
 def _template(folder: Path, config: dict[str, Any], model: Model | None) -> Model:
@@ -72,19 +74,43 @@ def _template(folder: Path, config: dict[str, Any], model: Model | None) -> Mode
     if model is None:
         if config["architecture"] not in CATALOG:
             raise ModelError(
-                f"{folder}: expected a network of the catalog, found {config['architecture']!r}, a network of "
-                "a user's own; give the network too: load(folder, model=Model.from_linen(…))"
+                f"{folder}: expected a network of the catalog, found {config['architecture']!r}, a "
+                "network of a user's own; give the network too: "
+                "load(folder, model=Model.from_linen(…))"
             )
         model = build(config["architecture"], **_options(config["options"]))
     layers = head_from_json(config["head_layers"])
-    if layers:
-        size = getattr(layers[-1], "features", None)
-        model = replace_head(model, size, hidden=layers[:-1], reuse=False)
-    return model
+    if not layers:
+        return model
+    if not isinstance(layers[-1], Dense):
+        raise FormatError(
+            f"{folder / CONFIG_FILE}: expected Dense as the last layer of the head, found "
+            f"{layers[-1]}; save the model again"
+        )
+    return replace_head(model, layers[-1].features, hidden=layers[:-1], reuse=False)
 
 
 def _options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+
+
+def _find_files(folder: Path, sha256: str) -> tuple[Path, Path]:
+    """The weights of this hash and their receipt, under the names of a save that was cut short too.
+
+    `Model.save` writes both under new names, then the config, and then renames the receipt before
+    the weights.
+    """
+    weights, new_weights = folder / WEIGHTS_FILE, folder / NEW_WEIGHTS_FILE
+    found = sha256_of(weights) if weights.is_file() else "no such file"
+    if found == sha256:
+        return weights, folder / RECEIPT_FILE
+    if new_weights.is_file() and sha256_of(new_weights) == sha256:
+        new_receipt = folder / NEW_RECEIPT_FILE
+        return new_weights, new_receipt if new_receipt.is_file() else folder / RECEIPT_FILE
+    raise FormatError(
+        f"{weights}: expected sha256 {sha256} as {CONFIG_FILE} says, found {found}; the file is "
+        "damaged or belongs to another model; save the model again"
+    )
 
 
 def _read_text(path: Path) -> str:
@@ -96,25 +122,37 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
+# The keys of the config, and what JSON has for each.
+_CONFIG_KEYS: dict[str, type | tuple[type, ...]] = {
+    "architecture": str,
+    "options": dict,
+    "head_layers": list,
+    "labels": (list, type(None)),
+    "preprocess": dict,
+    "sha256": str,
+}
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ReferenceNotFoundError(
-            f"{folder}: expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, as Model.save writes, found no "
-            f"{CONFIG_FILE}"
+            f"{folder}: expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, as Model.save "
+            f"writes them, found no {CONFIG_FILE}; check the path"
         )
     try:
         config = json.loads(_read_text(path))
-        missing = {
-            "architecture",
-            "options",
-            "head_layers",
-            "labels",
-            "preprocess",
-            "sha256",
-        } - set(config)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise FormatError(f"{path}: expected JSON, found {error}; save the model again") from error
-    if missing:
-        raise FormatError(f"{path}: expected the keys {sorted(missing)} too; save the model again")
-    return config
+    found = config if isinstance(config, dict) else {}
+    wrong = [
+        key
+        for key, kind in _CONFIG_KEYS.items()
+        if key not in found or not isinstance(found[key], kind)
+    ]
+    if wrong:
+        raise FormatError(
+            f"{path}: expected the keys {', '.join(_CONFIG_KEYS)}, found {', '.join(wrong)} absent "
+            "or of another kind; save the model again"
+        )
+    return found

@@ -1,4 +1,4 @@
-"""Data about a network: its stages, its head, the input it expects and where its weights come from."""
+"""Data about a network: stages, head, the input that it expects, the sources of its weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ class Preprocess:
 
     The steps, in order: integers are divided by `scale`; images are resized so that they cover
     `size / crop_fraction` and their centre of `size` is kept; grey images are repeated, or colours
-    weighted by ITU-R BT.601, to give `channels`; `mean` is taken away and the result divided by `std`.
+    weighted by ITU-R BT.601, to give `channels`; `mean` is taken away and the result divided by
+    `std`.
 
     Attributes:
         size: (height, width) that the network gets; `None` keeps the size as it comes.
         channels: 1 or 3; `None` keeps the channels as they come.
-        scale: what integer images are divided by, 255 for bytes; floats are expected to be in [0, 1]
-            already. `None` takes numbers as they are, integers or floats.
+        scale: what integer images are divided by, 255 for bytes; floats are expected to be in
+            [0, 1] already. `None` takes numbers as they are, integers or floats.
         mean: taken away from each channel after scaling; one number serves all channels.
         std: what each channel is divided by; one number serves all channels.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos3".
@@ -39,15 +40,44 @@ class Preprocess:
     crop_fraction: float = 1.0
     channel_order: str = "rgb"
 
+    def __post_init__(self) -> None:
+        # Lists, as JSON gives them, have no hash, which what is static under jit must have.
+        for name in ("size", "mean", "std"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        problems = []
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            problems.append(f"size {self.size}, expected (height, width) or None")
+        if self.channels not in (None, 1, 3):
+            problems.append(f"channels {self.channels}, expected 1, 3 or None")
+        if self.scale is not None and not self.scale > 0:
+            problems.append(f"scale {self.scale}, expected a number above 0 or None")
+        if not self.mean or not self.std or 0 in self.std:
+            problems.append(f"mean {self.mean} and std {self.std}, expected numbers, no std of 0")
+        if not 0 < self.crop_fraction <= 1:
+            problems.append(f"crop_fraction {self.crop_fraction}, expected above 0 and at most 1")
+        if self.channel_order not in ("rgb", "bgr"):
+            problems.append(f"channel_order {self.channel_order!r}, expected 'rgb' or 'bgr'")
+        if problems:
+            raise ModelError("\n - ".join(["preprocess: found", *problems]))
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preprocess:
-        """The value that `to_dict` described."""
-        tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        return cls(**{**fields, **tuples})
+        """The value that `to_dict` described.
+
+        Raises:
+            ModelError: a field is unknown, or its value is not one it can have.
+        """
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ModelError(
+                f"preprocess: expected the fields of Preprocess, found {error}"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -85,7 +115,7 @@ class ModelSpec:
         """The rules for one source of weights, such as `torchvision`.
 
         Raises:
-            ModelError: the network has no rules for that source.
+            ModelError: there are none for that source.
         """
         for name, rules in self.rules:
             if name == source:

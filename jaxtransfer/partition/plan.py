@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import jax
 import optax
 
 from jaxtransfer.errors import PlanError
-from jaxtransfer.partition.group import Group
+from jaxtransfer.partition.group import Group, pattern_text
 from jaxtransfer.partition.optimizer import DEFAULT_OPTIMIZER, OPTIMIZERS, Settings, build_optimizer
 from jaxtransfer.tree import (
     count_bytes,
@@ -24,7 +25,7 @@ from jaxtransfer.tree import (
     split,
 )
 from jaxtransfer.tree.summary import format_bytes, format_table
-from jaxtransfer.types import PyTree
+from jaxtransfer.types import Pattern, PyTree
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,16 @@ class Plan:
     """What trains, in one table.
 
     Every leaf belongs to the first group that matches its name. A leaf without a group and a group
-    without a leaf are errors. A plan chooses the leaves that train, so `jt.split(params, plan)` gives the
-    trainable and the frozen half.
+    without a leaf are errors. A plan chooses the leaves that train, so `jt.split(params, plan)`
+    gives the trainable and the frozen half.
 
     Attributes:
         groups: the rows, in order.
         name: what the plan is called in tables and reports.
         share: in a sequence of plans, this plan's share of the steps relative to the others'.
+
+    Raises:
+        PlanError: there is no group, an optimizer is unknown, or the share is not above 0.
     """
 
     groups: tuple[Group, ...]
@@ -46,12 +50,18 @@ class Plan:
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(self.groups))
-        unknown = [g.optimizer for g in self.groups if g.optimizer not in (None, *OPTIMIZERS)]
-        if not self.groups or unknown or not self.share > 0:
+        groups = self.groups
+        if not isinstance(groups, (tuple, list)) or not all(isinstance(g, Group) for g in groups):
             raise PlanError(
-                f"plan {self.name!r}: expected at least one group, a share above 0 and optimizers among "
-                f"{', '.join(OPTIMIZERS)}, found {len(self.groups)} groups, share {self.share}, "
+                f"plan {self.name!r}: expected several groups, found {groups!r}; write "
+                "Plan((Group('head/**'), Group('**', frozen=True)))"
+            )
+        object.__setattr__(self, "groups", tuple(groups))
+        unknown = [g.optimizer for g in groups if g.optimizer not in (None, *OPTIMIZERS)]
+        if not groups or unknown or not (math.isfinite(self.share) and self.share > 0):
+            raise PlanError(
+                f"plan {self.name!r}: expected at least one group, a share above 0 and optimizers "
+                f"among {', '.join(OPTIMIZERS)}, found {len(groups)} groups, share {self.share}, "
                 f"optimizers {unknown or 'as expected'}"
             )
 
@@ -59,7 +69,7 @@ class Plan:
         """For each name of a parameter, the position of its group.
 
         Raises:
-            PlanError: a name without a group, or a group without a name; the message lists all of both.
+            PlanError: a name without a group, or a group without a name; the message lists all.
         """
         return _assign(self, tuple(names))
 
@@ -67,56 +77,64 @@ class Plan:
         """For each name of a parameter, whether it trains."""
         return tuple(not self.groups[group].frozen for group in self.assign(names))
 
+    def check(self, params: PyTree, stats: PyTree) -> None:
+        """Raise unless the plan fits a network's parameters and statistics.
+
+        Raises:
+            PlanError: a leaf without a group, a group without a parameter, or a pattern that
+                matches nothing; the message lists all of them.
+        """
+        names, stat_names = leaf_names(params), leaf_names(stats)
+        problems = _problems(self, names)
+        for group in self.groups:
+            if _matches_any(group.patterns, names):  # else the group itself is a problem already
+                problems += [
+                    f" - group {group.label!r}: {_no_match(pattern_text(pattern), names)}"
+                    for pattern in group.patterns
+                    if not _matches_any((pattern,), (*names, *stat_names))
+                ]
+        positions = _stat_positions(self, names, _first_matches(self, names), stat_names)
+        problems += [_stat_problem(name) for name, found in positions.items() if found < 0]
+        _raise(self, names, problems)
+
     def assign_stats(self, params: PyTree, stats: PyTree) -> dict[str, Group]:
         """The group of each running statistic, by name.
 
-        A statistic belongs to the first group that matches its own name, or else to the group of the
-        parameters of its module.
+        A statistic belongs to the first group that matches its own name, or else to the group of
+        its module's parameters: where they are in several, to the first of these.
 
         Raises:
-            PlanError: a statistic has no group.
+            PlanError: a statistic has no group, or the plan does not fit the parameters.
         """
         names = leaf_names(params)
-        groups = dict(zip(names, self.assign(names), strict=True))
-        return {stat: self.groups[self._group_of_stat(stat, groups)] for stat in leaf_names(stats)}
-
-    def _group_of_stat(self, stat: str, groups: dict[str, int]) -> int:
-        for position, group in enumerate(self.groups):
-            if any(matches(pattern, stat) for pattern in group.patterns):
-                return position
-        module = stat.rpartition("/")[0]
-        beside = [group for name, group in groups.items() if name.rpartition("/")[0] == module]
-        if not beside:
-            raise PlanError(
-                f"plan {self.name!r}: expected a group for the statistic {stat!r}, found none; add "
-                f"Group({module + '/**'!r}) or a last Group('**')"
-            )
-        return min(beside)
+        positions = _stat_positions(self, names, self.assign(names), leaf_names(stats))
+        _raise(self, names, [_stat_problem(name) for name, p in positions.items() if p < 0])
+        return {name: self.groups[position] for name, position in positions.items()}
 
     def frozen_modules(self, params: PyTree, stats: PyTree) -> frozenset[str]:
         """Paths of the modules that run as in evaluation while the rest trains.
 
-        They are the modules whose statistics are frozen, and the topmost ones of which all parameters
-        and statistics are.
+        They are the modules whose statistics are frozen, and the topmost ones of which all
+        parameters and statistics are.
+
+        Raises:
+            PlanError: the plan does not fit the parameters or the statistics.
         """
         stat_groups = self.assign_stats(params, stats)
         names = leaf_names(params)
+        groups = [self.groups[position] for position in self.assign(names)]
         active = [
             name
-            for name, position in zip(names, self.assign(names), strict=True)
-            if not (self.groups[position].frozen and self.groups[position].stats == "frozen")
+            for name, group in zip(names, groups, strict=True)
+            if not (group.frozen and group.freezes_stats)
         ]
-        active += [name for name, group in stat_groups.items() if group.stats != "frozen"]
+        active += [name for name, group in stat_groups.items() if not group.freezes_stats]
         training_prefixes = {prefix for name in active for prefix in _prefixes(name)}
         topmost = {
             next((p for p in _prefixes(name) if p not in training_prefixes), None)
             for name in (*names, *stat_groups)
         }
-        norms = {
-            name.rpartition("/")[0]
-            for name, group in stat_groups.items()
-            if group.stats == "frozen"
-        }
+        norms = {_module(name) for name, group in stat_groups.items() if group.freezes_stats}
         whole = frozenset(path for path in topmost if path is not None)
         return whole | frozenset(norm for norm in norms if not is_below(norm, whole))
 
@@ -130,6 +148,8 @@ class Plan:
             PlanError: the plan does not fit the model.
         """
         params = getattr(model, "params", model)
+        if params is not model:
+            self.check(params, model.stats)
         names, leaves = leaf_names(params), jax.tree.leaves(params)
         assigned = self.assign(names)
         rows = []
@@ -141,7 +161,7 @@ class Plan:
                     "frozen" if group.frozen else f"{group.lr_scale:g}x",
                     _decay_text(group),
                     "-" if group.frozen else group.optimizer or "default",
-                    group.stats,
+                    "frozen" if group.freezes_stats else "update",
                     len(mine),
                     count_parameters(mine),
                 ]
@@ -152,8 +172,8 @@ class Plan:
         share = count_parameters(trainable) / max(count_parameters(params), 1)
         return (
             f"plan {self.name}\n{format_table(header, rows)}\n"
-            f"{count_parameters(trainable)} of {count_parameters(params)} parameters train ({share:.1%}); "
-            f"optimizer state {format_bytes(count_bytes(state))}"
+            f"{count_parameters(trainable)} of {count_parameters(params)} parameters train "
+            f"({share:.1%}); optimizer state {format_bytes(count_bytes(state))}"
         )
 
     def optimizer(
@@ -168,24 +188,22 @@ class Plan:
         """An Optax transformation over the trainable tree.
 
         Args:
-            learning_rate: a number, or a schedule from the step to one. A number is kept in the state
-                under the name `learning_rate`, so that `optax.tree.set` can change it.
+            learning_rate: a number, or a schedule from the step to one. A number is kept in the
+                state under the name `learning_rate`, so that `optax.tree.set` can change it.
             optimizer: a name in `OPTIMIZERS`, for the groups that name none.
             weight_decay: decoupled weight decay for the groups that name none.
             clip_norm: upper bound of the norm of all trainable gradients together.
             schedule: a factor on the learning rate, from the step.
 
         Raises:
-            PlanError: the optimizer is unknown; at `init`, the plan does not fit the tree.
+            PlanError: the optimizer is unknown, or `weight_decay` or `clip_norm` is out of range;
+                at `init`, the tree has leaves that the plan freezes or does not know.
         """
+        if not (math.isfinite(weight_decay) and weight_decay >= 0):
+            raise PlanError(f"weight_decay: expected a number from 0, found {weight_decay}")
 
         def settings(names: Sequence[str]) -> dict[str, Settings]:
-            # The plan was checked against all parameters when they were split; of the trainable ones
-            # alone, groups that are frozen have none.
-            positions = _first_matches(self, tuple(names))
-            if -1 in positions:
-                self.assign(names)
-            groups = [self.groups[position] for position in positions]
+            groups = _trainable_groups(self, tuple(names))
             return {
                 name: Settings(
                     optimizer=group.optimizer or optimizer,
@@ -205,7 +223,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that `to_json` wrote.
+        """The plan that `to_json` wrote; a group's fields that are absent have their defaults.
 
         Raises:
             PlanError: the text is not a plan.
@@ -231,12 +249,16 @@ def _prefixes(name: str) -> list[str]:
     return ["/".join(segments[: i + 1]) for i in range(len(segments) - 1)]
 
 
+def _matches_any(patterns: Sequence[Pattern], names: Sequence[str]) -> bool:
+    return any(matches(pattern, name) for pattern in patterns for name in names)
+
+
 @functools.lru_cache(maxsize=256)
 def _first_matches(plan: Plan, names: tuple[str, ...]) -> tuple[int, ...]:
     """For each name the position of the first group that matches, or -1."""
 
     def first(name: str) -> int:
-        hits = (i for i, g in enumerate(plan.groups) if any(matches(p, name) for p in g.patterns))
+        hits = (i for i, group in enumerate(plan.groups) if _matches_any(group.patterns, (name,)))
         return next(hits, -1)
 
     return tuple(map(first, names))
@@ -244,6 +266,45 @@ def _first_matches(plan: Plan, names: tuple[str, ...]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=256)
 def _assign(plan: Plan, names: tuple[str, ...]) -> tuple[int, ...]:
+    _raise(plan, names, _problems(plan, names))
+    return _first_matches(plan, names)
+
+
+def _trainable_groups(plan: Plan, names: tuple[str, ...]) -> list[Group]:
+    """The groups of the trainable half's leaves; those of frozen groups are all absent there."""
+    positions = _first_matches(plan, names)
+    groups = [plan.groups[position] for position in positions if position >= 0]
+    unknown = [name for name, position in zip(names, positions, strict=True) if position < 0]
+    frozen = [n for n, p in zip(names, positions, strict=True) if p >= 0 and plan.groups[p].frozen]
+    if unknown or frozen:
+        raise PlanError(
+            f"plan {plan.name!r}: expected the trainable half of the parameters, found leaves that "
+            f"it freezes: {frozen}, and leaves in no group: {unknown}; take the first half of "
+            "split(params, plan)"
+        )
+    return groups
+
+
+def _stat_positions(
+    plan: Plan, names: Sequence[str], positions: Sequence[int], stats: tuple[str, ...]
+) -> dict[str, int]:
+    """For each statistic the position of its group, or -1."""
+
+    def beside(stat: str) -> int:
+        module = _module(stat)
+        found = [p for name, p in zip(names, positions, strict=True) if _module(name) == module]
+        return min((p for p in found if p >= 0), default=-1)
+
+    own = zip(stats, _first_matches(plan, stats), strict=True)
+    return {stat: position if position >= 0 else beside(stat) for stat, position in own}
+
+
+def _module(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _problems(plan: Plan, names: tuple[str, ...]) -> list[str]:
+    """The parameters without a group and the groups without a parameter, a line each."""
     positions = _first_matches(plan, names)
     problems = [
         f" - {name}: in no group; add a last Group('**')"
@@ -251,19 +312,30 @@ def _assign(plan: Plan, names: tuple[str, ...]) -> tuple[int, ...]:
         if position < 0
     ]
     for position, group in enumerate(plan.groups):
-        if position not in positions:
-            problems.append(f" - group {group.label!r}: {_why_empty(plan, position, names)}")
+        if position in positions:
+            continue
+        why = "all leaves that it matches belong to earlier groups; move it up, or leave it out"
+        if not _matches_any(group.patterns, names):
+            why = _no_match(group.label, names)
+        problems.append(f" - group {group.label!r}: {why}")
+    return problems
+
+
+def _stat_problem(name: str) -> str:
+    return (
+        f" - {name}: a statistic in no group; add {name!r} to the patterns of the group that shall "
+        "say what becomes of it"
+    )
+
+
+def _no_match(text: str, names: Sequence[str]) -> str:
+    likely = ", ".join(nearest(text, names)) or "none, there are no leaves"
+    return f"{text!r} matches no leaf; the nearest names are {likely}"
+
+
+def _raise(plan: Plan, names: Sequence[str], problems: Sequence[str]) -> None:
     if problems:
         raise PlanError(
-            f"plan {plan.name!r}: expected a group for each of {len(names)} leaves and a leaf for each of "
-            f"{len(plan.groups)} groups, found\n" + "\n".join(problems)
+            f"plan {plan.name!r}: expected a group for each of {len(names)} leaves and a leaf for "
+            f"each of {len(plan.groups)} groups, found\n" + "\n".join(problems)
         )
-    return positions
-
-
-def _why_empty(plan: Plan, position: int, names: tuple[str, ...]) -> str:
-    group = plan.groups[position]
-    if any(matches(pattern, name) for pattern in group.patterns for name in names):
-        return "all leaves that it matches belong to earlier groups; move it up, or leave it out"
-    likely = ", ".join(nearest(group.label, names))
-    return f"matches no leaf; the nearest names are {likely or 'none, there are no leaves'}"

@@ -30,7 +30,7 @@ def full(model: Any) -> Plan:
 
 
 def last(model: Any, n: int = 1) -> Plan:
-    """The last `n` stages with parameters train, the head among them; what is before them is frozen.
+    """The last `n` stages with parameters train, head included; what is before them is frozen.
 
     Args:
         model: a `Model`.
@@ -57,8 +57,9 @@ def layer_decay(model: Any, decay: float = 0.75) -> Plan:
         model: a `Model`.
         decay: above 0, at most 1.
 
-    Source: Clark et al. 2020, "ELECTRA" (arXiv 2003.10555), appendix on fine-tuning; Bao et al. 2022, "BEiT"
-    (arXiv 2106.08254) use it for images.
+    Source: Clark et al. 2020, "ELECTRA" (arXiv 2003.10555), appendix B; Bao et al. 2022, "BEiT"
+    (arXiv 2106.08254) use it for images; the default is that of He et al. 2022, "MAE" (arXiv
+    2111.06377), table 9.
 
     Raises:
         PlanError: `decay` is out of range.
@@ -72,7 +73,7 @@ def layer_decay(model: Any, decay: float = 0.75) -> Plan:
     return Plan(tuple(groups), name=f"layer_decay({decay:g})")
 
 
-def lp_ft(model: Any, head_share: float = 0.5, lr_scale: float = 1.0) -> tuple[Plan, Plan]:
+def lp_ft(model: Any, head_share: float = 0.25, lr_scale: float = 0.1) -> tuple[Plan, Plan]:
     """The head first, then everything: linear probing, then fine-tuning.
 
     Args:

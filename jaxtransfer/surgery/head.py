@@ -48,7 +48,7 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class Dropout:
-    """In training, a share `rate` of the features, below 1, is set to zero and the rest scaled up."""
+    """In training, a share `rate` < 1 of the features is set to zero and the rest scaled up."""
 
     rate: float
 
@@ -88,7 +88,8 @@ _LAYER_KINDS: dict[str, type] = {
 
 
 def _is_positive_integer(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return is_integer and int(value) >= 1
 
 
 def head_to_json(layers: Sequence[HeadLayer]) -> list[dict[str, Any]]:
@@ -108,7 +109,7 @@ def head_from_json(described: Sequence[Mapping[str, Any]]) -> tuple[HeadLayer, .
     """
     layers = []
     for fields in described:
-        kind = fields.get("layer")
+        kind = fields.get("layer") if isinstance(fields, Mapping) else fields
         if kind not in _LAYER_KINDS:
             raise ModelError(
                 f"head: expected a layer among {', '.join(_LAYER_KINDS)}, found {kind!r}"
@@ -116,7 +117,9 @@ def head_from_json(described: Sequence[Mapping[str, Any]]) -> tuple[HeadLayer, .
         try:
             layers.append(_LAYER_KINDS[kind](**{k: v for k, v in fields.items() if k != "layer"}))
         except TypeError as error:
-            raise ModelError(f"head: expected the fields of {kind}, found {dict(fields)}") from error
+            raise ModelError(
+                f"head: expected the fields of {kind}, found {dict(fields)}"
+            ) from error
     return tuple(layers)
 
 
@@ -147,7 +150,7 @@ class _Head(nn.Module):
 
 
 class _DenseHead(nn.Module):
-    """One dense layer whose kernel and bias lie at the head's own path, as in untouched networks."""
+    """One dense layer with its kernel and bias at the head's own path, as in untouched networks."""
 
     features: int
 
@@ -181,11 +184,11 @@ def init_head(
         several layers give `0/kernel`, `0/bias`, `1/scale` and so on, by position.
 
     >>> params, stats = init_head(jax.random.key(0), [Dense(3)], features=8)
-    >>> {name: value.shape for name, value in params.items()}, stats
-    ({'kernel': (8, 3), 'bias': (3,)}, {})
+    >>> params["kernel"].shape, params["bias"].shape, stats
+    ((8, 3), (3,), {})
     """
     module = _module(tuple(layers))
-    variables = module.init({"params": key}, jnp.zeros((1, features)), train=False)
+    variables: Any = module.init({"params": key}, jnp.zeros((1, features)), train=False)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), variables.get("params", {}))
     return params, variables.get("batch_stats", {})
 
@@ -290,9 +293,9 @@ def replace_head(
     """A model with a new head; every leaf outside the head is the same array as before.
 
     The new head ends in a dense layer with one output a class. Where the old head is a single dense
-    layer and so is the new one, the kernel columns and biases of classes whose names match exactly are
-    copied; the receipt says which. A name that several old classes share tells none of them apart,
-    and nothing is copied for it.
+    layer and so is the new one, the kernel columns and biases of classes whose names match exactly
+    are copied; the receipt says which. A name that several old classes share tells none of them
+    apart, and nothing is copied for it.
 
     What a network does after its head, such as a softmax, is not done after the new one.
 
@@ -305,9 +308,9 @@ def replace_head(
         key: a random key, or a seed for one, for what is not copied.
 
     Raises:
-        ModelError: neither or both of `num_classes` and `classes` are given, a class is named twice,
-            there is no class, `hidden` holds something else than head layers, or the network cannot
-            stop at its head.
+        ModelError: neither or both of `num_classes` and `classes` are given, a class is named
+            twice, there is no class, `hidden` holds something else than head layers, or the network
+            cannot stop at its head.
 
     Example:
         `replace_head(model, classes=["ant", "bee"], hidden=[Dropout(0.2)], key=1)`
@@ -320,7 +323,7 @@ def replace_head(
     can_stop = getattr(body, "can_stop", True)
     old_head = _old_head(where, model, layers, can_stop)
     features = _features_at_head(where, model, body, can_stop)
-    random_key = jax.random.key(key) if isinstance(key, numbers.Integral) else key
+    random_key = key if isinstance(key, jax.Array) else jax.random.key(int(key))
     params, stats = init_head(random_key, layers, features, _dtype_of(old_head))
     pairs = _matching_rows(model, old_head, names, layers, features) if reuse else []
     for new, old in pairs:
@@ -382,10 +385,10 @@ def _old_head(where: str, model: Any, layers: tuple[HeadLayer, ...], can_stop: b
     if not can_stop and (len(layers) > 1 or not _is_dense(old_head)):
         found = ", ".join(name for name, _ in named_leaves(old_head)) or "nothing"
         raise ModelError(
-            f"{where}: expected a single dense layer in place of another one, with a kernel of shape "
-            f"(features, classes) and a bias or none, since the function cannot stop at "
-            f"{model.spec.head!r}; found {found} there, and {len(layers)} new layers; let the function "
-            "take start= and stop="
+            f"{where}: expected a single dense layer in place of another one, with a kernel of "
+            "shape (features, classes) and a bias or none, since the function cannot stop at "
+            f"{model.spec.head!r}; found {found} there, and {len(layers)} new layers; let the "
+            "function take start= and stop="
         )
     return old_head
 
@@ -417,7 +420,7 @@ def _features_at_head(where: str, model: Any, body: Callable[..., Any], can_stop
         return jax.eval_shape(features, model.params, model.stats, image).shape[-1]
     leaves = named_leaves(subtree(model.params, spec.head))
     kernels = [leaf for name, leaf in leaves if name.split("/")[-1] == "kernel" and leaf.ndim > 1]
-    # The layers of a head that surgery made are in order; of another one nobody knows which is first.
+    # The layers of a head that surgery made are in order; of others nobody knows which is first.
     if len(kernels) == 1 or (kernels and spec.head_layers):
         return kernels[0].shape[-2]
     raise ModelError(
@@ -455,4 +458,6 @@ def _note(
     if not pairs or names is None:
         return note + "all rows are new"
     reused = ", ".join(names[new] for new, _ in pairs)
-    return note + f"{len(pairs)} of {len(names)} rows reused from {model.spec.name} by name: {reused}"
+    return (
+        note + f"{len(pairs)} of {len(names)} rows reused from {model.spec.name} by name: {reused}"
+    )

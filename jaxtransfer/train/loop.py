@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -17,22 +16,21 @@ import optax
 
 from jaxtransfer.data.arrays import ArrayData, batch_indices
 from jaxtransfer.data.preprocess import check_images, preprocess_images
-from jaxtransfer.errors import NonFiniteLossError, TrainingError
+from jaxtransfer.errors import DataError, NonFiniteLossError, TrainingError
 from jaxtransfer.models import Model, Preprocess
 from jaxtransfer.partition import Plan, warmup_cosine
-from jaxtransfer.train.checkpoint import Checkpoints, Progress
+from jaxtransfer.train.checkpoint import Checkpoints, Progress, fingerprint
 from jaxtransfer.train.losses import Loss, cross_entropy
-from jaxtransfer.train.state import TrainState, init_state
+from jaxtransfer.train.state import TrainState, check_plan, init_state
 from jaxtransfer.train.step import Metrics, TrainStep, make_train_step
-from jaxtransfer.tree import leaf_names, named_leaves
-from jaxtransfer.tree.summary import as_host_array
+from jaxtransfer.tree import leaf_names
 from jaxtransfer.types import PyTree
 
 # How many steps may run before their losses are looked at: the host must not wait for each of them.
 CHECK_EVERY = 10
 
 OnStep = Callable[[int, TrainState], None]
-"""Called with the number of steps done in the whole run and the state, which the next step donates."""
+"""Called with the steps done in the whole run so far and the state, which the next step donates."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,10 @@ class Settings:
         optimizer: a name in `jaxtransfer.partition.optimizer.OPTIMIZERS`.
         clip_norm: upper bound of the norm of all trainable gradients, or `None`.
         loss: from outputs and batch to a loss for each example.
-        seed: of the order of the examples and of dropout.
+        seed: of the order of the examples and of dropout, from 0.
+
+    Raises:
+        TrainingError: a number is out of range; the message lists all that are.
     """
 
     steps: int
@@ -60,11 +61,21 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or not self.learning_rate > 0:
-            raise TrainingError(
-                "settings: expected at least 1 step, 1 example a batch and a learning rate above 0, found "
-                f"{self.steps}, {self.batch_size} and {self.learning_rate}"
+        clip_fits = self.clip_norm is None or self.clip_norm > 0
+        problems = [
+            f"{name} {text}, found {value}"
+            for name, value, fits, text in (
+                ("steps", self.steps, self.steps >= 1, "of at least 1"),
+                ("batch_size", self.batch_size, self.batch_size >= 1, "of at least 1"),
+                ("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0"),
+                ("weight_decay", self.weight_decay, self.weight_decay >= 0, "of at least 0"),
+                ("clip_norm", self.clip_norm, clip_fits, "above 0 or None"),
+                ("seed", self.seed, self.seed >= 0, "of at least 0"),
             )
+            if not (fits and (value is None or math.isfinite(value)))
+        ]
+        if problems:
+            raise TrainingError(f"settings: expected {'; '.join(problems)}")
 
 
 def share_steps(plans: Sequence[Plan], steps: int) -> tuple[int, ...]:
@@ -79,7 +90,7 @@ def share_steps(plans: Sequence[Plan], steps: int) -> tuple[int, ...]:
         )
     whole = sum(plan.share for plan in plans)
     ends = np.cumsum([plan.share for plan in plans]) / whole * steps
-    # Each plan ends one step after the one before it at the earliest, and leaves one for each to come.
+    # Each plan ends at least one step after the one before it, and leaves one for each to come.
     bounds = [0]
     for position, end in enumerate(ends, start=1):
         bounds.append(min(max(round(float(end)), bounds[-1] + 1), steps - (len(plans) - position)))
@@ -101,19 +112,27 @@ def train(
     Args:
         model: where training starts; it stays as it is.
         data: labels must fit the model's head.
-        plans: what trains in each part of the run.
+        plans: what trains in each part of the run; all are checked before the first one starts.
         settings: how the run is carried out.
         on_step: called after each step.
         checkpoints: where to save, and to resume from.
-        save_every: steps between checkpoints; one more is saved at the end.
+        save_every: steps between checkpoints, from 1; one more is saved at the end.
 
     Returns:
         The trained model, and for each step `step`, `plan`, `loss` and `gradient_norm`.
 
     Raises:
-        NonFiniteLossError: the loss became NaN or infinite; checkpoints of before stay.
-        PlanError, DataError, CheckpointError: as their descriptions say.
+        NonFiniteLossError: the loss or the gradient became NaN or infinite; checkpoints of before
+            stay, and none is written of what came after.
+        TrainingError: there are fewer steps than plans, or `save_every` is not at least 1.
+        PlanError, DataError, CheckpointError, OutputError: as their descriptions say.
     """
+    if save_every < 1:
+        raise TrainingError(f"save_every: expected at least 1 step, found {save_every}")
+    if not len(data):
+        raise DataError("data: expected at least one example, found none")
+    for plan in plans:
+        check_plan(plan, model)
     images = check_images(data.images, model.preprocess)
     lengths = share_steps(plans, settings.steps)
     ends = np.cumsum(lengths).tolist()
@@ -160,24 +179,21 @@ def changed_by(plans: Sequence[Plan], params: PyTree) -> frozenset[str]:
 def run_identity(
     model: Model, data: ArrayData, plans: Sequence[Plan], settings: Settings
 ) -> dict[str, Any]:
-    """What makes two runs the same, as JSON can hold it: the start, the data, the plans, the settings."""
+    """What makes two runs the same, as JSON can hold it: start, data, plans and settings.
+
+    A loss is known by the name of its function.
+    """
     fields = {name: getattr(settings, name) for name in Settings.__dataclass_fields__}
+    spec = model.spec
     return {
-        **{name: value for name, value in fields.items() if name != "loss"},
+        **fields,
+        "loss": getattr(settings.loss, "__qualname__", type(settings.loss).__qualname__),
         "plans": [json.loads(plan.to_json()) for plan in plans],
+        "network": str((spec.name, spec.options, spec.head_layers)),
+        "preprocess": model.preprocess.to_dict(),
         "model": fingerprint({"params": model.params, "stats": model.stats}),
         "data": fingerprint({"images": data.images, "labels": data.labels}),
     }
-
-
-def fingerprint(tree: PyTree) -> str:
-    """The SHA-256 of a tree's names, shapes, dtypes and values."""
-    digest = hashlib.sha256()
-    for name, leaf in named_leaves(tree):
-        array = np.ascontiguousarray(as_host_array(leaf))
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.view(np.uint8) if array.size and array.ndim else array.tobytes())
-    return digest.hexdigest()
 
 
 def _start(
@@ -234,7 +250,7 @@ def _cached_program(
 def _records(
     pending: Sequence[tuple[int, Metrics]], plan: Plan, settings: Settings
 ) -> list[dict[str, Any]]:
-    """The metrics of some steps as numbers; the first loss that is not finite is an error."""
+    """The metrics of some steps as numbers; the first one that is not finite is an error."""
     records = [
         {
             "step": number,
@@ -244,10 +260,12 @@ def _records(
         for number, metrics in pending
     ]
     for record in records:
-        if not math.isfinite(record["loss"]):
+        # A gradient that is not finite spoils the parameters, and with them the next loss.
+        if not (math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"])):
             raise NonFiniteLossError(
-                f"step {record['step']} of plan {plan.name!r}: expected a finite loss, found "
-                f"{record['loss']} at a learning rate of up to {settings.learning_rate:g}; lower it, set "
-                "clip_norm, or look for extreme values in the images"
+                f"step {record['step']} of plan {plan.name!r}: expected a finite loss and a finite "
+                f"gradient, found {record['loss']} and a norm of {record['gradient_norm']} at a "
+                f"learning rate of up to {settings.learning_rate:g}; lower it, set clip_norm, "
+                "or look for extreme values in the images and labels that the head does not have"
             )
     return records

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtransfer.errors import PlanError
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan
-from jaxtransfer.tree import merge, split
+from jaxtransfer.tree import merge, named_leaves, split
 from jaxtransfer.types import PyTree
 
 
@@ -54,7 +55,8 @@ def init_state(
 ) -> TrainState:
     """The state before the first step.
 
-    What the steps will change is copied, since they donate it; frozen parameters are the model's own.
+    What the steps will change is copied, since they donate it; frozen parameters are the model's
+    own.
 
     Args:
         model: where training starts.
@@ -64,8 +66,9 @@ def init_state(
         with_ema: whether a moving average of the trainable parameters is kept.
 
     Raises:
-        PlanError: the plan does not fit the model, or nothing trains.
+        PlanError: as `check_plan` says.
     """
+    check_plan(plan, model)
     trainable, frozen = split(model.params, plan)
     trainable = jax.tree.map(_copy, trainable)
     return TrainState(
@@ -77,6 +80,28 @@ def init_state(
         ema=jax.tree.map(_copy, trainable) if with_ema else None,
         rng=jax.random.key(seed),
     )
+
+
+def check_plan(plan: Plan, model: Model) -> None:
+    """Raise unless a model can be trained by a plan.
+
+    Raises:
+        PlanError: the plan does not fit the model, nothing trains, or what trains are not floats.
+    """
+    plan.check(model.params, model.stats)
+    trainable, _ = split(model.params, plan)
+    leaves = named_leaves(trainable)
+    others = [
+        f"{name} ({leaf.dtype})"
+        for name, leaf in leaves
+        if not jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    if not leaves or others:
+        raise PlanError(
+            f"plan {plan.name!r}: expected leaves of floats that train, found "
+            f"{', '.join(others) or 'that every group is frozen'}; "
+            f"{'put these into a frozen group' if others else 'let a group train'}"
+        )
 
 
 def _copy(leaf: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""One training step: a pure, jitted function that differentiates with respect to what trains, and no more."""
+"""One training step: pure, jitted, and differentiated with respect to what trains, no more."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxtransfer.errors import TrainingError
 from jaxtransfer.partition import Plan
 from jaxtransfer.train.losses import Batch, Loss
 from jaxtransfer.train.state import TrainState
@@ -21,10 +22,11 @@ Metrics = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class TrainStep:
-    """`step(state, batch) -> (state, metrics)`, jitted; the arrays of `state` that change are donated.
+    """`step(state, batch) -> (state, metrics)`, jitted; it donates what it changes of `state`.
 
-    Frozen parameters are neither donated nor copied: they are the same arrays before and after. Metrics
-    are `loss`, the mean over the batch, and `gradient_norm`, over the trainable parameters.
+    Frozen parameters are neither donated nor copied: they are the same arrays before and after.
+    Metrics are `loss`, the mean over the batch, and `gradient_norm`, over the trainable parameters
+    and before any clipping.
     """
 
     jitted: Any
@@ -35,7 +37,7 @@ class TrainStep:
         return replace(moved, frozen=state.frozen), metrics
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
-        """The step lowered for these arguments, as `jax.jit(…).lower` gives: for costs and memory."""
+        """The step lowered for these arguments, as by `jax.jit(…).lower`: for costs and memory."""
         return self.jitted.lower(replace(state, frozen=None), state.frozen, batch)
 
 
@@ -50,8 +52,9 @@ def make_train_step(
 ) -> TrainStep:
     """A jitted training step for a plan.
 
-    The gradient is taken with respect to the trainable tree alone, so frozen parameters cost no gradient,
-    no optimizer state and no share in the norm. Modules that the plan freezes run as in evaluation.
+    The gradient is taken with respect to the trainable tree alone, so frozen parameters cost no
+    gradient, no optimizer state and no share in the norm. Modules that the plan freezes run as in
+    evaluation.
 
     Args:
         apply: a model's forward pass.
@@ -59,11 +62,18 @@ def make_train_step(
         tx: an Optax transformation over the trainable tree.
         plan: what trains; its policy for statistics is carried out here.
         prepare: what happens to `batch["image"]` on the device before it enters the network.
-        ema_decay: share of the old average in the moving average of the state's `ema`.
+        ema_decay: share of the old average in the moving average of the state's `ema`, below 1;
+            `None` for states without one.
+
+    Raises:
+        TrainingError: `ema_decay` is out of range; at the first step, the state has a moving
+            average and there is no decay, or the other way round.
 
     Example:
         `step = make_train_step(model.apply, cross_entropy(), plan.optimizer(1e-3), plan)`
     """
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise TrainingError(f"ema_decay: expected a number from 0, below 1, found {ema_decay}")
 
     def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Metrics]:
         params = merge(state.trainable, frozen)
@@ -103,11 +113,17 @@ def make_train_step(
 def _keep_frozen_stats(plan: Plan, params: PyTree, old: PyTree, new: PyTree) -> PyTree:
     groups = plan.assign_stats(params, old)
     return map_with_names(
-        lambda name, before, after: before if groups[name].stats == "frozen" else after, old, new
+        lambda name, before, after: before if groups[name].freezes_stats else after, old, new
     )
 
 
 def _average(ema: PyTree | None, trainable: PyTree, decay: float | None) -> PyTree | None:
+    if (ema is None) != (decay is None):
+        raise TrainingError(
+            "ema: expected a moving average in the state and an ema_decay of the step, found "
+            f"{'no average' if ema is None else 'no decay'}; give init_state with_ema=True and "
+            "make_train_step an ema_decay, or neither"
+        )
     if ema is None or decay is None:
-        return ema
+        return None
     return optax.incremental_update(trainable, ema, 1.0 - decay)

@@ -1,0 +1,197 @@
+"""The command line as a person and a program meet it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxtransfer as jt
+from jaxtransfer.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A small source model and a target that is quick to train on."""
+    folder = tmp_path_factory.mktemp("source")
+    model = jt.init("cifar_resnet8", channels=1, width=4, input_size=(8, 8), num_classes=3)
+    model.with_labels(["0", "1", "x"]).save(folder / "model")
+    digits = jt.load_digits()
+    few = digits.take(np.flatnonzero(digits.labels < 3))
+    np.savez(folder / "digits.npz", images=few.images, labels=few.labels)
+    return folder
+
+
+def common(source: Path) -> list[str]:
+    return ["--source", str(source / "model"), "--data", str(source / "digits.npz")]
+
+
+def compare_arguments(source: Path, out: Path) -> list[str]:
+    sizes = ["--steps", "4", "--seeds", "2", "--per-class", "2", "--batch-size", "4"]
+    return ["compare", *common(source), *sizes, "--learning-rates", "0.01", "--out", str(out)]
+
+
+def finetune_arguments(source: Path, out: Path, *more: str) -> list[str]:
+    sizes = ["--steps", "8", "--batch-size", "4", "--save-every", "2"]
+    return ["finetune", *common(source), *sizes, "--out", str(out), *more]
+
+
+def test_compare_prints_the_table_and_the_verdict(source, tmp_path, capsys):
+    assert main(compare_arguments(source, tmp_path / "out")) == 0
+    out = capsys.readouterr().out
+    for word in ("naive", "scratch", "probe", "full", "lp_ft", "start", "slope", "asymptote"):
+        assert word in out
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["verdict"].split()[0] in " ".join(out.split())
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "report.md").read_text().startswith("# Does transfer help?")
+
+
+def test_compare_json_is_the_report_and_nothing_else(source, tmp_path, capsys):
+    assert main([*compare_arguments(source, tmp_path), "--json", "--arms", "naive", "probe"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "report.json").read_text())
+    assert list(printed["arms"]) == ["naive", "probe"]
+
+
+def test_finetune_saves_a_model_that_predict_uses(source, tmp_path, capsys):
+    assert main(finetune_arguments(source, tmp_path / "out", "--arm", "probe", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"] == str(tmp_path / "out")
+    assert "2 of 3 rows reused" in result["notes"][0]
+    model = jt.load(tmp_path / "out")
+    assert model.labels == ("0", "1", "2")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.json", "receipt.json", "checkpoints"} <= files
+
+    image = np.uint8(255 * jt.load_digits().images[0, ..., 0])
+    Image.fromarray(image).save(tmp_path / "zero.png")
+    assert main(["predict", str(tmp_path / "out"), str(tmp_path / "zero.png"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)[0]
+    logits = jt.predict(model, image[None, ..., None])[0]
+    assert max(answer["classes"], key=answer["classes"].get) == model.labels[logits.argmax()]
+    assert sum(answer["classes"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_finetune_from_scratch_shares_nothing_with_the_source(source, tmp_path, capsys):
+    assert main(finetune_arguments(source, tmp_path, "--arm", "scratch", "--seed", "1")) == 0
+    assert "Test accuracy" in capsys.readouterr().out
+    stem = jt.load(tmp_path).params["stem"]["conv"]["kernel"]
+    assert np.abs(stem - jt.load(source / "model").params["stem"]["conv"]["kernel"]).max() > 0.1
+
+
+def test_a_killed_finetune_resumes_to_the_same_bits(source, tmp_path):
+    command = [sys.executable, "-m", "jaxtransfer.cli.main"]
+    long_run = finetune_arguments(source, tmp_path / "killed", "--arm", "lp_ft")
+    long_run[long_run.index("--steps") + 1] = "60"
+    long_run[long_run.index("--save-every") + 1] = "10"
+    process = subprocess.Popen(
+        [*command, *long_run], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not any(path.name.isdigit() for path in checkpoints.glob("*")):
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert not (tmp_path / "killed" / "config.json").exists()
+    assert main([*long_run, "--resume"]) == 0
+
+    assert main([*long_run, "--out", str(tmp_path / "whole")]) == 0
+    resumed, whole = jt.load(tmp_path / "killed"), jt.load(tmp_path / "whole")
+    assert jt.diff((resumed.params, resumed.stats), (whole.params, whole.stats)).is_empty
+
+
+def test_a_second_run_into_the_same_folder_is_refused(source, tmp_path, capsys):
+    arguments = finetune_arguments(source, tmp_path, "--arm", "probe")
+    assert main(arguments) == 0
+    saved = (tmp_path / "config.json").read_bytes()
+    assert main(arguments) == 2
+    assert "resume it, or choose another folder" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_bytes() == saved
+
+
+def test_pretrain_writes_nothing_that_is_not_worth_it(tmp_path, capsys):
+    arguments = ["pretrain", "--width", "4", "--steps", "1", "--batch-size", "4"]
+    assert main([*arguments, "--learning-rate", "1e-6", "--out", str(tmp_path / "out")]) == 2
+    assert "naive classifier" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_models_lists_checkpoints_and_networks(capsys):
+    assert main(["models", "cifar_resnet8", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [model["name"] for model in listed["checkpoints"]] == ["checkpoints/glyphs"]
+    assert [model["name"] for model in listed["networks"]] == ["cifar_resnet8"]
+    assert main(["models", "cifar_resnet8"]) == 0
+    assert "checkpoints/glyphs" in capsys.readouterr().out
+
+
+def test_predict_runs_as_it_stands(capsys):
+    assert main(["predict"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith("handwritten 0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--source", "nowhere"], "nowhere: expected a path that exists"),
+        (["compare", "--out", "README.md/x"], "expected a folder that can be written"),
+        (["finetune", "--data", "README.md"], "README.md"),
+        (["finetune", "--per-class", "100000"], "found 100000"),
+        (["predict", "checkpoints/glyphs", "pyproject.toml"], "expected an image file"),
+        (["predict", "docs"], "expected a folder with config.json"),
+    ],
+)
+def test_bad_input_gives_a_message_and_status_2(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    if "--out" not in arguments and arguments[0] != "predict":
+        arguments = [*arguments, "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith(f"jaxtransfer {arguments[0]}: ")
+    assert "Traceback" not in captured.err and captured.out == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["compare", "--seeds", "0"], ["compare", "--arms", "x"]])
+def test_what_the_parser_refuses_has_status_2_too(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: jaxtransfer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_describes_every_option(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: jaxtransfer" in text
+    assert "--json" in text
+
+
+def test_the_module_runs_as_a_program():
+    run = subprocess.run(
+        [sys.executable, "-m", "jaxtransfer.cli.main", "--version"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ,
+    )
+    assert run.returncode == 0
+    assert run.stdout.startswith("jaxtransfer ")

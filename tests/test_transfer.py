@@ -1,0 +1,129 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import jaxtransfer as jt
+from jaxtransfer.errors import CheckpointError, DataError, ReferenceNotFoundError, TrainingError
+from jaxtransfer.transfer import fit_head
+
+
+@pytest.fixture(scope="module")
+def model():
+    return jt.init("cifar_resnet8", channels=1, width=4, input_size=(8, 8), num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = jt.load_digits()
+    few = data.take(np.flatnonzero(data.labels < 3)[:60])
+    return replace(few, classes=("0", "1", "2"))
+
+
+def test_integer_labels_keep_a_head_that_fits(model, digits):
+    data = jt.ArrayData(digits.images, digits.labels)
+    assert fit_head(model, data) is model
+
+
+def test_integer_labels_keep_a_larger_head_without_names(model, digits):
+    data = jt.ArrayData(digits.images, np.minimum(digits.labels, 1))
+    assert fit_head(model, data) is model
+
+
+def test_integer_labels_replace_a_larger_head_with_names(model, digits):
+    data = jt.ArrayData(digits.images, np.minimum(digits.labels, 1))
+    fitted = fit_head(model.with_labels(["a", "b", "c"]), data)
+    assert fitted.num_classes == 2
+    assert fitted.labels is None
+    assert "all rows are new" in fitted.receipt.notes[-1]
+
+
+def test_integer_labels_replace_a_smaller_head(model, digits):
+    data = jt.ArrayData(digits.images, digits.labels + 2)
+    assert fit_head(model, data).num_classes == 5
+
+
+def test_named_classes_name_a_head_of_their_size(model, digits):
+    data = replace(digits, classes=("x", "y", "z"))
+    fitted = fit_head(model, data)
+    assert fitted.labels == ("x", "y", "z")
+    assert fitted.params is model.params
+
+
+def test_named_classes_replace_a_head_of_other_names_and_reuse_rows(model, digits):
+    data = replace(digits, classes=("c", "y", "a"))
+    fitted = fit_head(model.with_labels(["a", "b", "c"]), data)
+    kernel, old = fitted.params["head"]["kernel"], model.params["head"]["kernel"]
+    np.testing.assert_array_equal(kernel[:, 0], old[:, 2])
+    np.testing.assert_array_equal(kernel[:, 2], old[:, 0])
+    assert "2 of 3 rows reused" in fitted.receipt.notes[-1]
+
+
+def test_finetune_learns_and_leaves_the_model_as_it_was(model, digits):
+    before = jt.predict(model, digits.images)
+    result = jt.finetune(model, digits, plan="full", epochs=15, learning_rate=1e-2)
+    accuracy = (jt.predict(result.model, digits.images).argmax(-1) == digits.labels).mean()
+    assert accuracy > 0.9
+    np.testing.assert_array_equal(jt.predict(model, digits.images), before)
+    assert len(result.history) == 29  # 15 epochs of 60 examples in batches of 32, rounded up
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert "finetune: full; 29 steps of 32 of 60 examples" in result.model.receipt.notes[-1]
+
+
+def test_names_as_labels(model, digits):
+    names = np.array(["zero", "one", "two"])[digits.labels]
+    result = jt.finetune(model, (digits.images, names), steps=2)
+    assert result.model.labels == ("one", "two", "zero")
+
+
+def test_a_sequence_of_plans_is_carried_out_in_order(model, digits):
+    result = jt.finetune(model, digits, plan="lp_ft", steps=6)
+    assert [record["plan"] for record in result.history] == ["lp_ft: head"] * 3 + ["lp_ft: all"] * 3
+    assert [plan.name for plan in result.plans] == ["lp_ft: head", "lp_ft: all"]
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(model, digits, tmp_path):
+    class Interruption(Exception):
+        pass
+
+    def interrupt(number, state):
+        if number == 7:
+            raise Interruption
+
+    run = {"plan": "lp_ft", "steps": 10, "batch_size": 8, "save_every": 2}
+    whole = jt.finetune(model, digits, **run)
+    with pytest.raises(Interruption):
+        jt.finetune(model, digits, **run, checkpoint_folder=tmp_path, on_step=interrupt)
+    with pytest.raises(CheckpointError, match="resume it"):
+        jt.finetune(model, digits, **run, checkpoint_folder=tmp_path)
+    resumed = jt.finetune(model, digits, **run, checkpoint_folder=tmp_path, resume=True)
+    assert jt.diff(resumed.model, whole.model).is_empty
+    assert resumed.history == whole.history
+
+
+def test_a_users_own_loss(model, digits):
+    seen = []
+
+    def loss(outputs, batch):
+        seen.append(outputs.shape)
+        return outputs[:, 0] ** 2
+
+    result = jt.finetune(model, digits, steps=3, loss=loss)
+    assert seen[0] == (32, 3)
+    assert result.history[0]["loss"] > 0
+
+
+@pytest.mark.parametrize("arguments", [{"epochs": 0}, {"steps": 5, "learning_rate": 0}])
+def test_impossible_settings_are_refused(model, digits, arguments):
+    with pytest.raises(TrainingError, match="expected"):
+        jt.finetune(model, digits, **arguments)
+
+
+def test_data_that_is_no_pair_is_refused(model, digits):
+    with pytest.raises(DataError, match="pair"):
+        jt.finetune(model, digits.images)
+
+
+def test_load_tells_what_there_is():
+    with pytest.raises(ReferenceNotFoundError, match="checkpoints/glyphs"):
+        jt.load("checkpoints/glyph")
