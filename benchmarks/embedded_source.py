@@ -2,8 +2,8 @@
 
     python3 -m benchmarks.embedded_source [--source MODEL] [--seeds 5] [--out report.json]
 
-Expected: about 25 s a seed on two cores. At five labels a class, `lp_ft` should end at least 8 points
-above `scratch`, and `probe` above `scratch`, on every seed.
+Expected: about a minute for five seeds on two cores. At five labels a class, `lp_ft` should end at
+least 8 points above `scratch`, and `probe` above `scratch`, on every seed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Transfer learning for JAX: load any pretrained network as a pytree, change it, train what should train.
+"""Transfer learning for JAX: load any pretrained network as a pytree, train what should train.
 
 >>> import jaxtransfer as jt
 >>> model = jt.load("checkpoints/glyphs")

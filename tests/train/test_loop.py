@@ -299,6 +299,20 @@ def test_a_run_is_known_by_all_that_shapes_it(network: Model, examples: ArrayDat
     assert differs(identity(model=other)) == {"network"}
 
 
+def test_every_plan_and_seed_has_random_numbers_of_its_own(
+    network: Model, examples: ArrayData
+) -> None:
+    keys: set[tuple[int, ...]] = set()
+
+    def on_step(number: int, state: Any) -> None:
+        keys.add(tuple(jax.random.key_data(state.rng).tolist()))
+
+    for seed in (0, 1):
+        settings = replace(SETTINGS, seed=seed)
+        train(network, examples, lp_ft(network, head_share=0.5), settings, on_step=on_step)
+    assert len(keys) == 4
+
+
 def test_the_learning_rate_reaches_the_optimizer(network: Model, examples: ArrayData) -> None:
     rates: set[float] = set()
 

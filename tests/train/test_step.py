@@ -222,6 +222,19 @@ def test_the_affine_part_of_a_norm_with_frozen_statistics_trains(normed: Model) 
     assert set(diff(normed.params, state.params).changed) == set(leaf_names(normed.params))
 
 
+def test_statistics_that_are_frozen_stay_whatever_the_network_returns() -> None:
+    def careless(params: Any, stats: Any, x: jax.Array, *, frozen_modules: Any) -> Any:
+        return x @ params["head"]["kernel"], jax.tree.map(lambda leaf: leaf * jnp.float32(2), stats)
+
+    params = {"bn": {"scale": jnp.ones(4)}, "head": {"kernel": jnp.ones((4, 2))}}
+    stats = {"bn": {"mean": jnp.asarray(MEAN)}, "head": {"mean": jnp.asarray(MEAN)}}
+    model = Model.from_function(careless, params, stats, head="head")
+    state, step = start(model, Plan((Group("head/**"), FROZEN)))
+    state, _ = step(state, {"image": jnp.asarray(INPUTS), "label": jnp.asarray(LABELS)})
+    assert diff(stats, state.stats).unchanged == ("bn/mean",)
+    assert diff(stats, state.stats).changed == ("head/mean",)
+
+
 # ---------------------------------------------------------------------------------------------
 # Dropout
 
