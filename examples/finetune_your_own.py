@@ -62,7 +62,7 @@ def main() -> dict[str, float]:
         ("lp_ft", source.model, "lp_ft"),
     ):
         start = jt.replace_head(start, num_classes=5, key=4)
-        tuned = jt.finetune(start, target, plan=plan, epochs=80, learning_rate=1e-2)
+        tuned = jt.finetune(start, target, plan=plan, epochs=160, learning_rate=3e-2)
         results[name] = accuracy(tuned.model, test)
         print(f"{name:8} {100 * results[name]:5.1f} %")
     return results

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive(int), default=160, help="training steps")
     parser.add_argument("--batch-size", type=positive(int), default=32, help="examples a step")
     parser.add_argument(
-        "--learning-rate", type=positive(float), default=1e-3, help="the highest one"
+        "--learning-rate", type=positive(float), default=3e-3, help="the highest one"
     )
     parser.add_argument("--weight-decay", type=float, default=1e-4, help="of kernels")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random")

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 
 from jaxtransfer.cli.common import add_json, positive, print_json, progress_bar
 from jaxtransfer.evaluate.pretrain import Recipe, pretrain
 from jaxtransfer.formats.output import make_folder
 
+# For each field of `Recipe`, how it is read and what it is.
+OPTIONS = {
+    "architecture": (str, "a network of the catalog for small images"),
+    "width": (positive(int), "channels of its first stage"),
+    "steps": (positive(int), "training steps"),
+    "batch_size": (positive(int), "drawn images a step"),
+    "learning_rate": (positive(float), "the highest one"),
+    "weight_decay": (float, "of kernels"),
+    "label_smoothing": (float, "share of the target spread over all classes"),
+    "seed": (int, "of the weights and of all that is drawn"),
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `jaxtransfer pretrain`: one for each field of `Recipe`."""
     recipe = Recipe()
-    for field in fields(Recipe):
-        value = getattr(recipe, field.name)
-        kind = (
-            positive(type(value))
-            if field.name in ("width", "steps", "batch_size", "learning_rate")
-            else type(value)
-        )
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=value, help=" ")
+    for name, (kind, text) in OPTIONS.items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=kind, default=getattr(recipe, name), help=text)
     parser.add_argument("--out", default="runs/pretrain", help="folder for the model and its card")
     add_json(parser)
 
@@ -28,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Train, refuse or save, and print the held-out accuracy."""
     make_folder(options.out)
-    recipe = Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)})
+    recipe = Recipe(**{name: getattr(options, name) for name in OPTIONS})
     with progress_bar() as advance:
         source = pretrain(
             recipe,

@@ -16,6 +16,7 @@ were trained with.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -418,5 +419,8 @@ def _check_sizes(name: str, **sizes: int) -> None:
 
 BUILDERS: dict[str, Callable[..., tuple[ModelSpec, nn.Module, Preprocess]]] = {
     **dict.fromkeys(IMAGENET_VARIANTS, imagenet_resnet),
-    **dict.fromkeys(SMALL_VARIANTS, cifar_resnet),
+    **dict.fromkeys(CIFAR_VARIANTS, cifar_resnet),
+    "glyph_resnet8": functools.partial(
+        cifar_resnet, channels=1, width=32, input_size=(16, 16), shortcut="projection"
+    ),
 }

@@ -30,7 +30,5 @@ def warmup_cosine(steps: int, warmup_fraction: float = 0.1) -> optax.Schedule:
             "warmup_cosine: expected at least 1 step and a warmup_fraction from 0 to 1, found "
             f"{steps} and {warmup_fraction}"
         )
-    if steps == 1:
-        return optax.constant_schedule(1.0)
     warmup = min(max(1, round(steps * warmup_fraction)), steps - 1)
     return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, steps)
