@@ -23,7 +23,8 @@ from jaxtransfer.train.loop import _cached_program as cached_program
 from jaxtransfer.train.loop import changed_by, run_identity, share_steps
 from jaxtransfer.tree import diff
 
-SETTINGS = Settings(steps=8, batch_size=4, learning_rate=0.01)
+# As in the tests of checkpoints, so that what is compiled serves both.
+SETTINGS = Settings(steps=10, batch_size=4, learning_rate=0.01, weight_decay=0.1)
 ALL = Group("**")
 
 
@@ -92,11 +93,11 @@ def test_the_loop_is_the_step_over_the_batches_and_no_more(
 ) -> None:
     plan = full(network)
     tuned, history = train(network, examples, [plan], SETTINGS)
-    tx = plan.optimizer(0.01, weight_decay=1e-4, schedule=warmup_cosine(8))
+    tx = plan.optimizer(0.01, weight_decay=0.1, schedule=warmup_cosine(10))
     state = init_state(network, plan, tx)
     state = replace(state, rng=jax.random.fold_in(state.rng, 0))
     step = make_train_step(network.apply, cross_entropy(), tx, plan)
-    for number in range(8):
+    for number in range(10):
         chosen = batch_indices(20, 4, number, 0)
         batch = {"image": examples.images[chosen], "label": examples.labels[chosen]}
         state, metrics = step(state, batch)
@@ -120,10 +121,10 @@ def test_plans_follow_each_other(network: Model, examples: ArrayData) -> None:
 
     head, everything = lp_ft(network, head_share=0.5)
     _, history = train(network, examples, (head, everything), SETTINGS, on_step=on_step)
-    assert [number for number, _ in seen] == list(range(1, 9))
-    assert [record["plan"] for record in history] == [head.name] * 4 + [everything.name] * 4
+    assert [number for number, _ in seen] == list(range(1, 11))
+    assert [record["plan"] for record in history] == [head.name] * 5 + [everything.name] * 5
     # The first step of each plan has a rate of zero.
-    assert all(set(changed) <= {"head/bias", "head/kernel"} for _, changed in seen[:5])
+    assert all(set(changed) <= {"head/bias", "head/kernel"} for _, changed in seen[:6])
     assert {"head/kernel", "stem/conv/kernel"} <= set(seen[-1][1])
 
 
@@ -142,7 +143,7 @@ def test_the_model_stays_as_it_is_and_the_rest_of_it_is_carried_on(
 def test_one_seed_gives_one_result_and_another_seed_another(
     network: Model, examples: ArrayData
 ) -> None:
-    plans = lp_ft(network)
+    plans = lp_ft(network, head_share=0.5)
     first, first_history = train(network, examples, plans, SETTINGS)
     again, again_history = train(network, examples, plans, SETTINGS)
     assert diff((first.params, first.stats), (again.params, again.stats)).is_empty
@@ -182,7 +183,7 @@ def test_inputs_need_not_be_images() -> None:
         {"table": jnp.ones((7, 3)), "head": {"kernel": jnp.eye(3, 2)}},
     )
     tuned, history = train(model, ArrayData(tokens, labels), [full(model)], SETTINGS)
-    assert len(history) == 8
+    assert len(history) == 10
     assert set(diff(model.params, tuned.params).changed) == {"table", "head/kernel"}
 
 
@@ -211,7 +212,7 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(
 ) -> None:
     images = np.where(np.arange(20)[:, None, None, None] == 7, np.float32(np.nan), examples.images)
     spoilt = replace(network, preprocess=Preprocess(scale=None))
-    first = next(n for n in range(8) if 7 in batch_indices(20, 4, n, 0)) + 1
+    first = next(n for n in range(10) if 7 in batch_indices(20, 4, n, 0)) + 1
     with pytest.raises(NonFiniteLossError, match=rf"^step {first} of plan 'probe'.* found nan"):
         train(spoilt, ArrayData(images, examples.labels), [probe(network)], SETTINGS)
 
@@ -256,7 +257,7 @@ def test_what_changed_so_far_is_what_any_plan_trained(network: Model) -> None:
 
 
 def test_a_run_is_known_by_all_that_shapes_it(network: Model, examples: ArrayData) -> None:
-    plans = lp_ft(network)
+    plans = lp_ft(network, head_share=0.5)
 
     def identity(
         model: Model = network,
@@ -273,7 +274,7 @@ def test_a_run_is_known_by_all_that_shapes_it(network: Model, examples: ArrayDat
 
     assert differs(identity()) == set()
     others = {
-        "steps": 9,
+        "steps": 11,
         "batch_size": 5,
         "learning_rate": 0.1,
         "weight_decay": 0.5,
