@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="lp_ft",
         help="what trains; scratch starts anew",
     )
-    parser.add_argument("--steps", type=positive(int), default=160, help="training steps")
+    parser.add_argument("--steps", type=positive(int), default=120, help="training steps")
     parser.add_argument("--batch-size", type=positive(int), default=32, help="examples a step")
     parser.add_argument(
         "--learning-rate", type=positive(float), default=3e-3, help="the highest one"

@@ -52,7 +52,7 @@ class Budget:
     """
 
     per_class: int = 5
-    steps: int = 160
+    steps: int = 120
     batch_size: int = 32
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     weight_decay: float = 1e-4
