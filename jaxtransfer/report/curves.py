@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,13 @@ def plot_curves(comparison: Comparison, path: str | Path) -> None:
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def _label_ends(axes: Any, x: int, ends: dict[str, float], gap: float = 4.5) -> None:
-    """Name each curve at its end, in its colour, no two names closer than `gap` points."""
-    heights: list[float] = []
-    for name, y in sorted(ends.items(), key=lambda item: item[1]):
-        heights.append(max(y, heights[-1] + gap) if heights else y)
+def _label_ends(axes: Any, x: int, ends: dict[str, float]) -> None:
+    """Name each curve at its end, in its colour."""
+    names = sorted(ends, key=lambda name: ends[name])
+    for name, height in zip(names, _spread([ends[name] for name in names]), strict=True):
         axes.annotate(
-            f"{name} {y:.1f}",
-            (x, heights[-1]),
+            f"{name} {ends[name]:.1f}",
+            (x, height),
             xytext=(7, 0),
             textcoords="offset points",
             va="center",
@@ -86,6 +86,21 @@ def _label_ends(axes: Any, x: int, ends: dict[str, float], gap: float = 4.5) -> 
             fontsize=10,
             annotation_clip=False,
         )
+
+
+def _spread(heights: Sequence[float], gap: float = 4.5, top: float = 99) -> list[float]:
+    """Rising heights, moved so that neighbours are `gap` apart and none is above `top`.
+
+    >>> _spread([10, 95, 96, 97])
+    [10, 90.0, 94.5, 99]
+    """
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + gap) if moved else height)
+    for position in reversed(range(len(moved))):
+        moved[position] = min(moved[position], top)
+        top = moved[position] - gap
+    return moved
 
 
 def _dress(axes: Any, comparison: Comparison) -> None:
