@@ -2,7 +2,7 @@
 
     python3 -m benchmarks.import_time [--pairs 7]
 
-Expected: a ratio of 1.1 to 1.2. Fresh processes take turns; the medians and their ratio are printed.
+Expected: a ratio of 1.1 to 1.2. Fresh processes take turns; medians and their ratio are printed.
 """
 
 from __future__ import annotations
