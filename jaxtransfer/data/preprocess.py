@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import DataError
-from jaxtransfer.models import Preprocess
+from jaxtransfer.models import AS_THEY_COME, Preprocess
 
 INTERPOLATIONS = {
     "nearest": "nearest",
@@ -15,9 +15,6 @@ INTERPOLATIONS = {
     "bicubic": "cubic",
     "lanczos3": "lanczos3",
 }
-
-NOTHING = Preprocess(scale=None)
-"""What leaves images as they come."""
 
 # Weights of red, green and blue in the luma of ITU-R BT.601, section 2.5.1.
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)
@@ -103,7 +100,7 @@ def preprocess_images(images: jax.Array, how: Preprocess) -> jax.Array:
         float32, shape (batch, *how.size, how.channels); the very images, of whatever shape and
         dtype, if nothing is asked, so that other inputs than images can enter a network.
     """
-    if how == NOTHING:
+    if how == AS_THEY_COME:
         return images
     is_integer = jnp.issubdtype(images.dtype, jnp.integer) or images.dtype == jnp.bool_
     images = images.astype(jnp.float32)

@@ -152,7 +152,7 @@ def compare_arms(
     """Train each arm on few labelled images of a target, under one budget and one search.
 
     The arms are *naive* (always the majority class), *scratch* (the same network with random
-    weights), *probe* (the body frozen, a new head), *full* (all trains) and *lp_ft* (the head
+    weights), *probe* (the head alone trains), *full* (all trains) and *lp_ft* (the head
     first, then all). Heads of the transfer arms start with the rows of classes that the source
     knows by name. For each seed other training images are drawn, and all arms get the same; the
     rest of the data, less the validation images, is the test set.

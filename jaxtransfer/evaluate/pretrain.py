@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import jax
@@ -104,8 +104,8 @@ def pretrain(
     require_better_than_naive(held_out, naive)
     note = (
         f"pretrain: {recipe.steps} steps of {recipe.batch_size} drawn characters of "
-        f"{len(glyphs.CLASSES)} "
-        f"classes, seed {recipe.seed}; accuracy on held-out fonts {held_out.mean:.4f}"
+        f"{len(glyphs.CLASSES)} classes, seed {recipe.seed}; accuracy on held-out fonts "
+        f"{held_out.mean:.4f}"
     )
     return SourceModel(
         replace(model, receipt=model.receipt.with_note(note)), recipe, held_out, naive
@@ -125,9 +125,9 @@ def require_better_than_naive(held_out: Interval, naive: float) -> None:
     if not held_out.low > naive:
         raise SourceModelError(
             f"source model: expected a held-out accuracy above the naive classifier's {naive:.4f} "
-            f"by more than "
-            f"the binomial 99 % interval, found {held_out.mean:.4f} ({held_out.low:.4f} to "
-            f"{held_out.high:.4f}); train for more steps, or better the recipe; nothing was written"
+            f"by more than the binomial 99 % interval, found {held_out.mean:.4f} "
+            f"({held_out.low:.4f} to {held_out.high:.4f}); train for more steps, or better the "
+            "recipe; nothing was written"
         )
 
 
@@ -173,14 +173,8 @@ def _evaluate(model: Model, seed: int) -> tuple[Interval, float]:
 def _card(source: SourceModel, folder: Path) -> str:
     model, recipe, held_out = source.model, source.recipe, source.held_out
     options = (
-        ("architecture", recipe.architecture),
-        ("width", recipe.width),
-        ("steps", recipe.steps),
-        ("batch-size", recipe.batch_size),
-        ("learning-rate", f"{recipe.learning_rate:g}"),
-        ("weight-decay", f"{recipe.weight_decay:g}"),
-        ("label-smoothing", f"{recipe.label_smoothing:g}"),
-        ("seed", recipe.seed),
+        (name.replace("_", "-"), f"{value:g}" if isinstance(value, float) else value)
+        for name, value in asdict(recipe).items()
     )
     command = " ".join(f"--{name} {value}" for name, value in options)
     weights = folder / WEIGHTS_FILE

@@ -4,6 +4,7 @@ from jaxtransfer.models.catalog import CATALOG as CATALOG
 from jaxtransfer.models.catalog import build as build
 from jaxtransfer.models.catalog import init as init
 from jaxtransfer.models.catalog import list_models as list_models
+from jaxtransfer.models.model import AS_THEY_COME as AS_THEY_COME
 from jaxtransfer.models.model import Model as Model
 from jaxtransfer.models.saved import load_model as load_model
 from jaxtransfer.models.spec import ModelSpec as ModelSpec

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 # The usual names of the argument that switches a network or a layer to training, and to evaluation.
 TRAINING_KEYWORDS = ("train", "training", "is_training")
 EVALUATION_KEYWORDS = ("deterministic", "use_running_average")
@@ -65,3 +67,11 @@ def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
         return tuple(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # some builtins have no signature
         return ()
+
+
+class StopReached(Exception):
+    """Ends a forward pass: what enters the submodule that it should stop at."""
+
+    def __init__(self, features: jax.Array) -> None:
+        super().__init__()
+        self.features = features

@@ -11,7 +11,12 @@ import flax.linen as nn
 import jax
 
 from jaxtransfer.errors import ModelError
-from jaxtransfer.models.calling import evaluation_arguments, keywords_of, mode_values
+from jaxtransfer.models.calling import (
+    StopReached,
+    evaluation_arguments,
+    keywords_of,
+    mode_values,
+)
 from jaxtransfer.tree import is_below
 from jaxtransfer.types import PyTree
 
@@ -95,14 +100,6 @@ def stages_in_order(module: nn.Module, variables: PyTree, inputs: Any) -> tuple[
     return tuple(name for name in entered if name in variables["params"])
 
 
-class _StopReached(Exception):
-    """Ends a forward pass: what enters the submodule that it should stop at."""
-
-    def __init__(self, features: jax.Array) -> None:
-        super().__init__()
-        self.features = features
-
-
 def _run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return module(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
@@ -110,7 +107,7 @@ def _run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def _run_until_stop(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     try:
         _run(module, *args, **kwargs)
-    except _StopReached as reached:
+    except StopReached as reached:
         return reached.features
     raise ModelError(
         f"{type(module).__name__}: expected the forward pass to enter the module that it should "
@@ -133,7 +130,7 @@ def _interceptor(frozen_modules: frozenset[str], stop: str | None) -> Callable[.
                     f"{stop}: expected a module outside of nn.remat, nn.scan and their like, found "
                     "one inside, which cannot be stopped at; name a module before or around it"
                 )
-            raise _StopReached(args[0])
+            raise StopReached(args[0])
         if is_below(path, frozen_modules):
             return _call_in_evaluation(call, args, kwargs, context.module)
         return call(*args, **kwargs)

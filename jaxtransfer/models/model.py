@@ -22,7 +22,7 @@ from jaxtransfer.models.linen import LinenApply, stages_in_order
 from jaxtransfer.models.nnx import split_nnx, text_keys
 from jaxtransfer.models.spec import ModelSpec, Preprocess
 from jaxtransfer.surgery.head import head_to_json
-from jaxtransfer.tree import flatten, is_below, named_leaves, nearest, subtree
+from jaxtransfer.tree import flatten, is_below, named_leaves, nearest, path_prefixes, subtree
 from jaxtransfer.types import PyTree
 
 # What people call the last layer, in the order in which a name is looked for.
@@ -297,7 +297,9 @@ def _spec(
     ordered = tuple(stages) if stages else (*(key for key in keys if key != top), top)
     problems = []
     if not any(is_below(path, {head}) for path, _ in leaves):
-        likely = ", ".join(nearest(head, {top for path, _ in leaves for top in _prefixes(path)}))
+        likely = ", ".join(
+            nearest(head, {top for path, _ in leaves for top in path_prefixes(path)})
+        )
         problems.append(
             f" - head {head!r}: no parameters are there; the nearest paths are {likely}"
         )
@@ -320,11 +322,6 @@ def _spec(
         input_size=None if input_shape is None else (input_shape[0], input_shape[1]),
         channels=None if input_shape is None else input_shape[2],
     )
-
-
-def _prefixes(name: str) -> list[str]:
-    segments = name.split("/")
-    return ["/".join(segments[:end]) for end in range(1, len(segments) + 1)]
 
 
 def _guess_head(keys: Sequence[str], leaves: Sequence[tuple[str, Any]], *, in_order: bool) -> str:

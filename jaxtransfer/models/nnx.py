@@ -10,7 +10,12 @@ from typing import Any
 import jax
 
 from jaxtransfer.errors import ModelError
-from jaxtransfer.models.calling import evaluation_arguments, keywords_of, mode_values
+from jaxtransfer.models.calling import (
+    StopReached,
+    evaluation_arguments,
+    keywords_of,
+    mode_values,
+)
 from jaxtransfer.tree import flatten, is_below, map_with_names
 from jaxtransfer.types import PyTree
 
@@ -194,19 +199,11 @@ def _call(
     return _features_at(module, inputs, stop, arguments)
 
 
-class _StopReached(Exception):
-    """Ends a forward pass: what enters the submodule that it should stop at."""
-
-    def __init__(self, features: jax.Array) -> None:
-        super().__init__()
-        self.features = features
-
-
 def _features_at(module: Any, inputs: jax.Array, stop: str, arguments: dict[str, Any]) -> Any:
     """What enters the submodule at `stop`; neither it nor what follows is run."""
 
     def stop_here(features: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        raise _StopReached(features)
+        raise StopReached(features)
 
     *parents, last = stop.split("/")
     try:
@@ -224,7 +221,7 @@ def _features_at(module: Any, inputs: jax.Array, stop: str, arguments: dict[str,
         ) from error
     try:
         module(inputs, **arguments)
-    except _StopReached as reached:
+    except StopReached as reached:
         return reached.features
     raise ModelError(
         f"{type(module).__name__}: expected the forward pass to enter the module {stop!r}, found "

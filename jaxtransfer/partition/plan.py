@@ -22,6 +22,7 @@ from jaxtransfer.tree import (
     leaf_names,
     matches,
     nearest,
+    path_prefixes,
     split,
 )
 from jaxtransfer.tree.summary import format_bytes, format_table
@@ -129,9 +130,9 @@ class Plan:
             if not (group.frozen and group.freezes_stats)
         ]
         active += [name for name, group in stat_groups.items() if not group.freezes_stats]
-        training_prefixes = {prefix for name in active for prefix in _prefixes(name)}
+        training_prefixes = {prefix for name in active for prefix in path_prefixes(name)[:-1]}
         topmost = {
-            next((p for p in _prefixes(name) if p not in training_prefixes), None)
+            next((p for p in path_prefixes(name)[:-1] if p not in training_prefixes), None)
             for name in (*names, *stat_groups)
         }
         norms = {_module(name) for name, group in stat_groups.items() if group.freezes_stats}
@@ -242,11 +243,6 @@ def _decay_text(group: Group) -> str:
     if group.frozen:
         return "-"
     return "default" if group.weight_decay is None else f"{group.weight_decay:g}"
-
-
-def _prefixes(name: str) -> list[str]:
-    segments = name.split("/")
-    return ["/".join(segments[: i + 1]) for i in range(len(segments) - 1)]
 
 
 def _matches_any(patterns: Sequence[Pattern], names: Sequence[str]) -> bool:

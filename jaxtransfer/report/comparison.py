@@ -85,7 +85,7 @@ Every arm but the naive one trains on {budget.per_class} labelled images a class
 each seed ({seeds}) and the same for all arms, for {budget.steps} steps of {budget.batch_size}
 examples. Each tries the learning rates {rates} on a draw of its own and keeps the one with the
 highest validation accuracy. *Naive* answers the most frequent class; *scratch* is the same network
-with random weights; *probe* trains a new head on the frozen network; *full* trains everything;
+with random weights; *probe* trains the head on the frozen network; *full* trains everything;
 *lp_ft* trains the head first, then everything.
 
 Start is the accuracy before any training on the target, asymptote the mean over the last fifth of

@@ -7,6 +7,7 @@ from jaxtransfer.tree.names import is_below as is_below
 from jaxtransfer.tree.names import leaf_names as leaf_names
 from jaxtransfer.tree.names import map_with_names as map_with_names
 from jaxtransfer.tree.names import named_leaves as named_leaves
+from jaxtransfer.tree.names import path_prefixes as path_prefixes
 from jaxtransfer.tree.names import subtree as subtree
 from jaxtransfer.tree.names import unflatten as unflatten
 from jaxtransfer.tree.names import with_subtree as with_subtree

@@ -144,11 +144,20 @@ def with_subtree(tree: Mapping[str, Any], path: str, value: PyTree | None) -> di
     return copy
 
 
+def path_prefixes(path: str) -> list[str]:
+    """A path's leading parts, shortest first, the whole path last.
+
+    >>> path_prefixes("layer1/0/bn1")
+    ['layer1', 'layer1/0', 'layer1/0/bn1']
+    """
+    segments = path.split(SEPARATOR)
+    return [SEPARATOR.join(segments[:end]) for end in range(1, len(segments) + 1)]
+
+
 def is_below(path: str, prefixes: Collection[str]) -> bool:
     """Whether a path is one of `prefixes`, or continues one of them.
 
     >>> is_below("layer1/0/bn1", {"layer1", "head"})
     True
     """
-    segments = path.split(SEPARATOR)
-    return any(SEPARATOR.join(segments[: i + 1]) in prefixes for i in range(len(segments)))
+    return any(prefix in prefixes for prefix in path_prefixes(path))
