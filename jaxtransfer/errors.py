@@ -4,6 +4,7 @@
     ├── PatternError          a pattern over leaf names matches nothing, or cannot be read
     ├── TreeError             two trees that must fit together do not
     ├── FormatError           a file is not what its reader expects, or is damaged
+    ├── MissingLibraryError   a format needs a library that is not installed
     ├── MappingError          rules, source tensors and target leaves do not pair up one to one
     ├── PlanError             a plan leaves a leaf unassigned, or has a group without leaves
     ├── ModelError            a model is unknown, or cannot do what is asked of it
@@ -34,6 +35,10 @@ class TreeError(JaxTransferError):
 
 class FormatError(JaxTransferError):
     """A file is not what its reader expects, or is damaged."""
+
+
+class MissingLibraryError(JaxTransferError, ImportError):
+    """A format needs a library that is not installed."""
 
 
 class MappingError(JaxTransferError):

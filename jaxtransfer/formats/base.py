@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
+import math
+import mmap
 import os
 import secrets
 import stat
@@ -14,7 +17,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from jaxtransfer.errors import FormatError, JaxTransferError, OutputError, ReferenceNotFoundError
+from jaxtransfer.errors import (
+    FormatError,
+    JaxTransferError,
+    MissingLibraryError,
+    OutputError,
+    ReferenceNotFoundError,
+)
 
 PathLike: TypeAlias = str | os.PathLike[str]
 """A path as people write it."""
@@ -77,22 +86,44 @@ class Reader:
         write: writes named arrays and text metadata to a path, atomically; `None` if the format is
             only read.
         suffix: the usual ending of a file name, which chooses the writer (never the reader).
+        takes_architecture: whether `read` and `inspect` take `architecture`, the path of a file
+            that describes the network, for formats whose weights do not say what they are.
     """
 
     name: str
     matches: Callable[[bytes, Path], bool]
-    read: Callable[[Path], dict[str, np.ndarray]]
-    inspect: Callable[[Path], Inspection]
+    read: Callable[..., dict[str, np.ndarray]]
+    inspect: Callable[..., Inspection]
     write: Callable[[Mapping[str, Any], Path, Mapping[str, str]], None] | None = None
     suffix: str = ""
+    takes_architecture: bool = False
+
+
+class Damage(Exception):
+    """What a parser found that cannot be, and where; `reading` makes a `FormatError` of it.
+
+    Args:
+        found: what is wrong, such as "a shape of 3 x -4".
+        offset: the byte of the file where it stands, or where the part begins that has it.
+    """
+
+    def __init__(self, found: str, offset: int = 0):
+        super().__init__(found)
+        self.found = found
+        self.offset = offset
 
 
 @contextlib.contextmanager
-def reading(path: PathLike, name: str) -> Iterator[None]:
+def reading(path: PathLike, name: str, offset: int = 0) -> Iterator[None]:
     """Turn whatever goes wrong while a file is parsed into an error of the package.
 
     Parsers of untrusted bytes fail in many ways, so everything but a full memory is taken for the
     file's fault.
+
+    Args:
+        path: the file.
+        name: its format.
+        offset: the byte where the part begins that is being parsed, for errors that do not say.
 
     Raises:
         ReferenceNotFoundError: there is no such file.
@@ -111,8 +142,9 @@ def reading(path: PathLike, name: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         reason = str(error) or type(error).__name__
+        where = error.offset if isinstance(error, Damage) else offset
         raise FormatError(
-            f"{path}: expected a whole {name} file, found: {reason}; "
+            f"{path}: expected a whole {name} file, found at byte {where}: {reason}; "
             "the file is damaged or incomplete: fetch or write it again"
         ) from error
 
@@ -122,6 +154,107 @@ def _nothing_at(path: Path) -> str:
     if not folder.is_dir():
         return f"{path}: expected a file, found no folder {folder}; check the path"
     return f"{path}: expected a file, found nothing of that name in {folder}; check the path"
+
+
+_ALLOWED_RATIO = 3
+_ALLOWED_BYTES = 32 * 2**20
+
+
+def check_size(needed: int, file_bytes: int, what: str, offset: int = 0) -> None:
+    """Refuse a file whose headers or compressed parts ask for far more memory than the file takes.
+
+    Call it before anything of a size that the file states is allocated, with the sum of all that
+    is asked for. The bound leaves room, within 64 MiB over four times the file's size, for what a
+    parser needs beside the arrays.
+
+    Args:
+        needed: bytes that the arrays would take.
+        file_bytes: the size of the file, or of all files read together.
+        what: what would take them, for the message.
+        offset: where in the file this is stated.
+
+    Raises:
+        Damage: `needed` is more than 32 MiB over three times the file's size.
+    """
+    limit = _ALLOWED_RATIO * file_bytes + _ALLOWED_BYTES
+    if needed > limit:
+        raise Damage(
+            f"{what} of {needed} bytes in a file of {file_bytes}, for which at most {limit} are "
+            "allocated",
+            offset,
+        )
+
+
+def map_file(path: PathLike) -> np.ndarray:
+    """The bytes of a file as a read-only array; they are read when they are looked at.
+
+    The array is a view of a memory map, which lives as long as any view of it.
+    """
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return np.empty(0, np.uint8)  # Nothing cannot be mapped.
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def array_at(
+    content: np.ndarray, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...], what: str
+) -> np.ndarray:
+    """A view of the bytes at an offset as an array; nothing is copied.
+
+    Args:
+        content: the file's bytes, from `map_file`.
+        offset: where the values begin.
+        dtype: the dtype as the file has it; another byte order than the machine's stays so.
+        shape: the array's shape.
+        what: the name of the tensor, for the message.
+
+    Raises:
+        Damage: the shape is negative, or the file ends before the values do.
+
+    >>> array_at(np.arange(8, dtype=np.uint8), 4, np.dtype("<u2"), (2, 1), "w").tolist()
+    [[1284], [1798]]
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0:
+        raise Damage(f"{what} with the shape {shape}", offset)
+    if offset < 0 or offset + size > content.size:
+        raise Damage(
+            f"{what} with {size} bytes from byte {offset}, where the file has {content.size}",
+            max(offset, 0),
+        )
+    return content[offset : offset + size].view(dtype).reshape(shape)
+
+
+def file_beside(path: PathLike, name: str) -> Path:
+    """The path of a file that another one names, such as a part of it in the same folder.
+
+    Raises:
+        Damage: the name leads out of the folder, directly or by a symbolic link. Links of the
+            Hugging Face cache, from `snapshots` to `blobs` of one repository, are followed.
+    """
+    folder = Path(path).parent.resolve()
+    allowed = [folder]
+    allowed += [up.parent / "blobs" for up in folder.parents if up.name == "snapshots"]
+    found = (folder / name).resolve()
+    is_plain = name and not os.path.isabs(name) and ".." not in Path(name).parts
+    if not (is_plain and any(found.is_relative_to(root) for root in allowed)):
+        raise Damage(f"the name {name!r}, which leads out of the folder")
+    return folder / name
+
+
+def require(library: str, format: str) -> Any:
+    """A library of the extra `formats`, imported when a file needs it.
+
+    Raises:
+        MissingLibraryError: it is not installed.
+    """
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise MissingLibraryError(
+            f"{format}: expected the package {library.partition('.')[0]!r} to be installed, found: "
+            f"{error}; run: python3 -m pip install 'jaxtransfer[formats]'"
+        ) from error
 
 
 def checked_arrays(flat: Mapping[str, Any], path: PathLike) -> dict[str, np.ndarray]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxtransfer.errors import FormatError, OutputError
+from jaxtransfer.errors import FormatError, OutputError, ReferenceNotFoundError
 from jaxtransfer.formats import npz, safetensors
 from jaxtransfer.formats.base import Inspection, PathLike, Reader, reading
 
@@ -43,7 +44,7 @@ def reader_of(path: PathLike) -> Reader:
             return reader
     raise FormatError(
         f"{path}: expected weights as {', '.join(reader.name for reader in READERS)}, "
-        f"found {_description(head, path)}"
+        f"found at byte 0: {_description(head, path)}"
     )
 
 
@@ -71,24 +72,82 @@ def _description(head: bytes, path: Path) -> str:
     return f"{size} bytes that begin with {head[:16]!r}; the file is damaged or of another format"
 
 
-def read_weights(path: PathLike) -> dict[str, np.ndarray]:
+def read_weights(
+    path: PathLike, *, part: str = "", architecture: PathLike | None = None
+) -> dict[str, np.ndarray]:
     """All tensors of a file by name, as host arrays; the format is found by the file's content.
 
+    Names and arrays are as the file has them. Where the format allows it, arrays are read-only
+    views of a memory map: their values are read from the disk when they are first looked at.
+
+    Args:
+        path: a file, or a folder for formats that are folders.
+        part: a group of the file, such as `ema` of a checkpoint with `model` and `ema`: only the
+            tensors below it, named without it.
+        architecture: the file that describes the network, for Darknet (`.cfg`) and Caffe
+            (`.prototxt`); by default the one beside the weights with the same stem.
+
     Raises:
-        ReferenceNotFoundError: there is nothing at `path`.
+        ReferenceNotFoundError: there is nothing at `path`, or nothing below `part`.
         FormatError: the content is of no format that can be read here, or damaged.
+        MissingLibraryError: the format needs a library that is not installed.
     """
-    return reader_of(path).read(Path(path))
+    reader = reader_of(path)
+    flat = reader.read(Path(path), **_architecture(reader, path, architecture))
+    chosen = _below(part, list(flat), path)
+    return {name: flat[full] for name, full in chosen.items()}
 
 
-def inspect_weights(path: PathLike) -> Inspection:
-    """Names, shapes and dtypes of a file's tensors, without their values.
+def inspect_weights(
+    path: PathLike, *, part: str = "", architecture: PathLike | None = None
+) -> Inspection:
+    """Names, shapes and dtypes of a file's tensors, without their values where the format allows it.
+
+    Args:
+        path: a file, or a folder for formats that are folders.
+        part: only the tensors below this group of the file, named without it.
+        architecture: the file that describes the network, for Darknet and Caffe.
 
     Raises:
-        ReferenceNotFoundError: there is nothing at `path`.
+        ReferenceNotFoundError: there is nothing at `path`, or nothing below `part`.
         FormatError: the content is of no format that can be read here, or damaged.
+        MissingLibraryError: the format needs a library that is not installed.
     """
-    return reader_of(path).inspect(Path(path))
+    reader = reader_of(path)
+    found = reader.inspect(Path(path), **_architecture(reader, path, architecture))
+    tensors = {tensor.name: tensor for tensor in found.tensors}
+    chosen = _below(part, list(tensors), path)
+    return replace(
+        found, tensors=tuple(replace(tensors[full], name=name) for name, full in chosen.items())
+    )
+
+
+def _architecture(
+    reader: Reader, path: PathLike, architecture: PathLike | None
+) -> dict[str, Path | None]:
+    if reader.takes_architecture:
+        return {"architecture": None if architecture is None else Path(architecture)}
+    if architecture is not None:
+        raise FormatError(
+            f"{path}: expected no architecture, for {reader.name} files name their tensors, found "
+            f"{architecture}; leave it out"
+        )
+    return {}
+
+
+def _below(part: str, names: Sequence[str], path: PathLike) -> dict[str, str]:
+    """From the name below a part of the file to the whole name."""
+    if not part:
+        return {name: name for name in names}
+    prefix = part.removesuffix("/") + "/"
+    chosen = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+    if not chosen:
+        parts = sorted({name.partition("/")[0] for name in names if "/" in name})
+        raise ReferenceNotFoundError(
+            f"{path}: expected tensors below {prefix!r}, found none; its parts are "
+            f"{', '.join(parts[:20]) or 'none: leave `part` out'}"
+        )
+    return chosen
 
 
 def write_weights(
