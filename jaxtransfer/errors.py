@@ -37,7 +37,7 @@ class FormatError(JaxTransferError):
     """A file is not what its reader expects, or is damaged."""
 
 
-class MissingLibraryError(JaxTransferError, ImportError):
+class MissingLibraryError(JaxTransferError):
     """A format needs a library that is not installed."""
 
 

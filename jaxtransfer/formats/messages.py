@@ -32,8 +32,8 @@ def message_classes(package: str, table: Mapping[str, Fields]) -> dict[str, Any]
     Raises:
         MissingLibraryError: protobuf is not installed.
 
-    >>> point = message_classes("example", {"Point": {"x": (1, "int32"), "y": (2, "int32")}})["Point"]
-    >>> point.FromString(bytes([8, 3, 16, 4])).y
+    >>> table = {"Point": {"x": (1, "int32"), "y": (2, "int32")}}
+    >>> message_classes("example", table)["Point"].FromString(bytes([8, 3, 16, 4])).y
     4
     """
     descriptors = require("google.protobuf.descriptor_pb2", package)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxtransfer.errors import FormatError, OutputError
+from jaxtransfer.errors import OutputError
 from jaxtransfer.formats.base import (
+    Damage,
     Inspection,
     PathLike,
     Reader,
     TensorInfo,
+    array_at,
     atomic_write,
+    check_size,
     checked_arrays,
+    map_file,
     reading,
 )
 
@@ -50,9 +55,17 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "C64": np.dtype(np.complex64),
 }
-"""The dtypes of arrays by their names in a header; those that share bytes (F4, F6) are absent."""
+"""The dtypes of arrays by their names in a header."""
+
+_PACKED = "F4"
+"""The dtype of which two values share a byte; they stay packed, as PyTorch has them."""
+
+_READABLE: Mapping[str, np.dtype[Any]] = {**DTYPES, _PACKED: np.dtype(np.uint8)}
 
 _LENGTH_BYTES = 8
+_PARSED_RATIO = 20
+"""How many times its bytes a header of short names and empty tensors takes when it is parsed."""
+
 _METADATA_KEY = "__metadata__"
 
 
@@ -64,22 +77,25 @@ def matches(head: bytes, path: Path) -> bool:
 def read(path: PathLike) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file, in the order of the file.
 
-    bfloat16 and the float8 kinds come with their ml_dtypes dtype. Each array owns its memory.
+    bfloat16 and the float8 kinds come with their ml_dtypes dtype, float4 as bytes with two values
+    each, so that the last axis is half as long. Arrays are read-only views of a memory map: a slice
+    of one reads no more than that slice from the disk.
 
     Raises:
         ReferenceNotFoundError: there is no such file.
         FormatError: the header or the length of the file is wrong, or a dtype has no array form.
     """
     inspection = inspect(path)
-    with reading(path, NAME), open(path, "rb") as file:
-        # The library has checked that tensors follow each other without gaps up to the end, so the
-        # values are read in one pass; its own NumPy reader does not know float8.
-        header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        file.seek(_LENGTH_BYTES + header_bytes)
+    with reading(path, NAME):
+        content = map_file(path)
+        # The library has checked that tensors follow each other without gaps up to the end; its own
+        # NumPy reader copies, and does not know float8.
+        offset = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES].tobytes(), "little")
         flat = {}
         for tensor in inspection.tensors:
-            values = np.fromfile(file, np.uint8, tensor.bytes)
-            flat[tensor.name] = values.view(np.dtype(tensor.dtype)).reshape(tensor.shape)
+            dtype = np.dtype(tensor.dtype)
+            flat[tensor.name] = array_at(content, offset, dtype, tensor.shape, tensor.name)
+            offset += tensor.bytes
     return flat
 
 
@@ -90,21 +106,28 @@ def inspect(path: PathLike) -> Inspection:
         ReferenceNotFoundError: there is no such file.
         FormatError: the header or the length of the file is wrong, or a dtype has no array form.
     """
+    _check_header(path)
     with reading(path, NAME), safe_open(path, framework="numpy") as file:
         headers = [(name, file.get_slice(name)) for name in file.offset_keys()]
         shapes = {name: tuple(header.get_shape()) for name, header in headers}
         kinds = {name: header.get_dtype() for name, header in headers}
         metadata = dict(file.metadata() or {})
-    unknown = [f" ! {name}: {kind}" for name, kind in kinds.items() if kind not in DTYPES]
-    if unknown:
-        expected = ", ".join(DTYPES)
-        raise FormatError("\n".join([f"{path}: expected tensors of {expected}; found:", *unknown]))
+        unknown = [f"{name} of {kind}" for name, kind in kinds.items() if kind not in _READABLE]
+        if unknown:
+            raise Damage(
+                f"{', '.join(unknown)}, where {', '.join(_READABLE)} can be read", _LENGTH_BYTES
+            )
+        packed = [name for name, kind in kinds.items() if kind == _PACKED]
+        for name in packed:
+            shapes[name] = _packed_shape(name, shapes[name])
+        if packed:
+            metadata["packed float4_e2m1fn, two values a byte"] = ", ".join(sorted(packed))
     tensors = [
         TensorInfo(
             name=name,
             shape=shape,
-            dtype=DTYPES[kinds[name]].name,
-            bytes=math.prod(shape) * DTYPES[kinds[name]].itemsize,
+            dtype=_READABLE[kinds[name]].name,
+            bytes=math.prod(shape) * _READABLE[kinds[name]].itemsize,
         )
         for name, shape in shapes.items()
     ]
@@ -114,6 +137,24 @@ def inspect(path: PathLike) -> Inspection:
         zip(starts, tensors, strict=False), key=lambda pair: (pair[0], pair[1].bytes, pair[1].name)
     )
     return Inspection(Path(path), NAME, tuple(tensor for _, tensor in placed), metadata)
+
+
+def _check_header(path: PathLike) -> None:
+    with reading(path, NAME), open(path, "rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        size = os.fstat(file.fileno()).st_size
+        if length > size - _LENGTH_BYTES:
+            raise Damage(f"a header of {length} bytes in a file of {size}")
+        check_size(length * _PARSED_RATIO, size, f"a header of {length} bytes, once parsed,")
+
+
+def _packed_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if not shape or shape[-1] % 2:
+        raise Damage(
+            f"{name} of {_PACKED} with the shape {shape}, whose last axis is not even",
+            _LENGTH_BYTES,
+        )
+    return (*shape[:-1], shape[-1] // 2)
 
 
 def write(

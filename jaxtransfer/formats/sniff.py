@@ -10,12 +10,20 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.errors import FormatError, OutputError, ReferenceNotFoundError
-from jaxtransfer.formats import npz, safetensors
+from jaxtransfer.formats import npz, safetensors, sharded
 from jaxtransfer.formats.base import Inspection, PathLike, Reader, reading
 
 READERS: tuple[Reader, ...] = (
     safetensors.READER,
     npz.READER,
+    Reader(
+        sharded.NAME,
+        sharded.matches,
+        read=lambda path: sharded.read(path, lambda shard: _shard_reader(shard).read(shard)),
+        inspect=lambda path: sharded.inspect(
+            path, lambda shard: _shard_reader(shard).inspect(shard)
+        ),
+    ),
 )
 """All formats; the first one whose `matches` is true reads the file."""
 
@@ -46,6 +54,15 @@ def reader_of(path: PathLike) -> Reader:
         f"{path}: expected weights as {', '.join(reader.name for reader in READERS)}, "
         f"found at byte 0: {_description(head, path)}"
     )
+
+
+def _shard_reader(path: Path) -> Reader:
+    reader = reader_of(path)
+    if reader.name == sharded.NAME:
+        raise FormatError(
+            f"{path}: expected a shard with tensors, found at byte 0: another index of shards"
+        )
+    return reader
 
 
 def _head(path: Path) -> bytes:
@@ -101,7 +118,7 @@ def read_weights(
 def inspect_weights(
     path: PathLike, *, part: str = "", architecture: PathLike | None = None
 ) -> Inspection:
-    """Names, shapes and dtypes of a file's tensors, without their values where the format allows it.
+    """Names, shapes and dtypes of a file's tensors, read from headers where a format has them.
 
     Args:
         path: a file, or a folder for formats that are folders.

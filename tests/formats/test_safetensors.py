@@ -91,11 +91,33 @@ def test_the_callers_dict_and_arrays_stay_as_they_are(tmp_path):
     np.testing.assert_array_equal(found["jax"], np.ones(3))
 
 
-def test_arrays_that_are_read_can_be_changed_one_by_one(tmp_path):
+def test_arrays_are_views_of_the_file_that_nobody_can_write_through(tmp_path):
     write({"a": np.zeros(2), "b": np.zeros(2)}, tmp_path / "a")
     found = read(tmp_path / "a")
-    found["a"][:] = 1
-    assert not found["b"].any()
+    before = (tmp_path / "a").read_bytes()
+    for array in found.values():
+        assert not array.flags.owndata
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 1
+    assert (tmp_path / "a").read_bytes() == before
+
+
+def test_float4_stays_packed_two_values_to_a_byte(tmp_path):
+    (tmp_path / "a").write_bytes(file_of({"w": tensor("F4", [2, 4], 4)}, b"1234"))
+    found, inspection = read(tmp_path / "a"), inspect(tmp_path / "a")
+    np.testing.assert_array_equal(found["w"], np.frombuffer(b"1234", np.uint8).reshape(2, 2))
+    assert inspection.tensors[0].shape == (2, 2) and inspection.tensors[0].dtype == "uint8"
+    assert "w" in inspection.metadata["packed float4_e2m1fn, two values a byte"]
+    (tmp_path / "b").write_bytes(file_of({"odd": tensor("F4", [2, 1], 1)}, b"1"))
+    with pytest.raises(FormatError, match="odd of F4 with the shape .* not even"):
+        inspect(tmp_path / "b")
+
+
+def test_a_header_that_would_take_far_more_memory_than_the_file_is_refused(tmp_path):
+    empty = {f"{i:x}": tensor("U8", [0], 0) for i in range(60_000)}
+    (tmp_path / "a").write_bytes(file_of(empty))
+    with pytest.raises(FormatError, match=r"byte 0: a header of \d+ bytes, once parsed"):
+        inspect(tmp_path / "a")
 
 
 DAMAGED = {
@@ -130,8 +152,10 @@ def test_a_damaged_file_is_a_format_error_that_names_it(tmp_path, content):
 
 
 def test_a_dtype_without_array_form_is_named(tmp_path):
-    (tmp_path / "a").write_bytes(file_of({"w": tensor("F4", [8], 4)}, b"1234"))
-    with pytest.raises(FormatError, match="w: F4"):
+    header = {"w": tensor("F6_E2M3", [4], 3), "x": {**tensor("U8", [1], 4)}}
+    header["x"]["data_offsets"] = [3, 4]
+    (tmp_path / "a").write_bytes(file_of(header, b"1234"))
+    with pytest.raises(FormatError, match="byte 8: w of F6_E2M3, where BOOL"):
         read(tmp_path / "a")
 
 

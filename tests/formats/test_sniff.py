@@ -17,7 +17,10 @@ from jaxtransfer.formats import READERS, inspect_weights, read_weights, reader_o
 FLAT = {"head/kernel": np.arange(6.0).reshape(2, 3), "head/bias": np.zeros(3, np.float32)}
 
 
-@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+WRITTEN = [reader for reader in READERS if reader.write and reader.name != "orbax"]
+
+
+@pytest.mark.parametrize("reader", WRITTEN, ids=lambda reader: reader.name)
 def test_the_content_tells_the_format_whatever_the_name(tmp_path, reader):
     written = tmp_path / f"a{reader.suffix}"
     write_weights(FLAT, written)
@@ -49,6 +52,24 @@ def test_an_ending_that_names_no_format_is_told_with_those_that_do(tmp_path):
         write_weights(FLAT, tmp_path / "a.bin")
     with pytest.raises(OutputError, match="no ending"):
         write_weights(FLAT, tmp_path / "a")
+
+
+def test_a_part_of_a_file_is_named_without_it(tmp_path):
+    flat = {"ema/head/kernel": np.ones(2), "model/head/kernel": np.zeros(2), "step": np.ones(())}
+    write_weights(flat, tmp_path / "a.npz")
+    for part in ("ema", "ema/"):
+        assert read_weights(tmp_path / "a.npz", part=part)["head/kernel"].all()
+    tensors = inspect_weights(tmp_path / "a.npz", part="ema/head").tensors
+    assert [tensor.name for tensor in tensors] == ["kernel"]
+    for function in (read_weights, inspect_weights):
+        with pytest.raises(ReferenceNotFoundError, match=r"below 'em/'.* parts are ema, model"):
+            function(tmp_path / "a.npz", part="em")
+
+
+def test_an_architecture_is_refused_by_formats_that_need_none(tmp_path):
+    write_weights(FLAT, tmp_path / "a.npz")
+    with pytest.raises(FormatError, match=r"expected no architecture.* a\.cfg; leave it out"):
+        read_weights(tmp_path / "a.npz", architecture="a.cfg")
 
 
 CONTENTS = {
