@@ -6,6 +6,7 @@ Source: https://github.com/huggingface/safetensors (section "Format" of its READ
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -202,6 +203,7 @@ def write(
     def save(temporary: Path) -> None:
         try:
             save_file(arrays, temporary, dict(metadata) if metadata else None)
+            _order_metadata(temporary)
         except (SafetensorError, UnicodeEncodeError) as error:
             raise OutputError(
                 f"{path}: expected to write a file here, found: {error}; "
@@ -209,6 +211,18 @@ def write(
             ) from error
 
     atomic_write(path, save)
+
+
+def _order_metadata(path: Path) -> None:
+    """Put the metadata in alphabetic order: the library's varies, and with it the file's hash."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        header = json.loads(file.read(length))
+        if _METADATA_KEY in header:
+            header[_METADATA_KEY] = dict(sorted(header[_METADATA_KEY].items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(_LENGTH_BYTES)
+        file.write(ordered.ljust(length))
 
 
 READER = Reader(NAME, matches, read, inspect, write, suffix=".safetensors")

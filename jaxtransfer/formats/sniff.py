@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxtransfer.errors import FormatError, OutputError, ReferenceNotFoundError
 from jaxtransfer.formats import npz, safetensors, sharded
 from jaxtransfer.formats.base import Inspection, PathLike, Reader, reading
+from jaxtransfer.tree.names import SEPARATOR, named_leaves
+from jaxtransfer.types import PyTree
 
 READERS: tuple[Reader, ...] = (
     safetensors.READER,
@@ -168,18 +170,32 @@ def _below(part: str, names: Sequence[str], path: PathLike) -> dict[str, str]:
 
 
 def write_weights(
-    flat: Mapping[str, Any], path: PathLike, metadata: Mapping[str, str] | None = None
+    tree: PyTree,
+    path: PathLike,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    style: str = "jax",
 ) -> None:
-    """Write named arrays in the format that the file's ending asks for, as a whole or not at all.
+    """Write a tree of arrays in the format that the file's ending asks for, whole or not at all.
 
     Args:
-        flat: an array for each name; flatten nested dicts first.
+        tree: any pytree, or a flat dict with an array for each name; it stays as it is.
         path: where to, such as `weights.safetensors`; its folder must exist.
         metadata: text to keep beside the tensors, where the format has a place for it.
+        style: "jax" for names joined by `/`; "torch" for a state dict as PyTorch tools expect it in
+            safetensors: names joined by `.`, and `format: pt` in the metadata. Names and layouts of
+            a source come back by `invert`, whose result is written in the style it came in.
 
     Raises:
         OutputError: the ending names no format that is written, an array has no place in it, or the
             file cannot be written there.
+        TreeError: two leaves have the same name.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_weights({"head": {"bias": np.zeros(2)}}, f"{folder}/a.safetensors", style="torch")
+    ...     list(read_weights(f"{folder}/a.safetensors"))
+    ['head.bias']
     """
     path = Path(path)
     writers = {reader.suffix: reader.write for reader in READERS if reader.write is not None}
@@ -189,4 +205,20 @@ def write_weights(
             f"{path}: expected a file name that ends in {' or '.join(writers)}, "
             f"found {path.suffix or 'no ending'!r}"
         )
+    if style not in ("jax", "torch"):
+        raise OutputError(f"{path}: expected style 'jax' or 'torch', found {style!r}")
+    named = named_leaves(tree)
+    if style == "torch":
+        if path.suffix.lower() != safetensors.READER.suffix:
+            raise OutputError(
+                f"{path}: expected a file name that ends in {safetensors.READER.suffix} for the "
+                f"style 'torch', found {path.suffix!r}"
+            )
+        named = [(name.replace(SEPARATOR, "."), leaf) for name, leaf in named]
+        metadata = {"format": "pt", **(metadata or {})}
+    flat = dict(named)
+    if len(flat) < len(named):
+        counts = Counter(name for name, _ in named)
+        repeated = [name for name, count in counts.items() if count > 1]
+        raise OutputError(f"{path}: expected each name once, found more than one of {repeated}")
     write(flat, path, metadata or {})

@@ -58,6 +58,16 @@ LAYOUTS: Mapping[str, Kind] = {
         "a transposed convolution: torch IOHW to Flax nn.ConvTranspose, with H and W backwards",
         reversed=("h", "w"),
     ),
+    "conv_theano": Kind(
+        "o i h w -> h w i o",
+        "a convolution of Keras on Theano with dim_ordering 'th': OIHW, with H and W backwards",
+        reversed=("h", "w"),
+    ),
+    "conv_flipped": Kind(
+        "h w i o -> h w i o",
+        "a convolution of Keras on Theano with dim_ordering 'tf': HWIO, with H and W backwards",
+        reversed=("h", "w"),
+    ),
     "pointwise": Kind("o i 1 1 -> i o", "a 1x1 convolution that is a linear layer in the target"),
     "dense_to_conv": Kind(
         "o i -> 1 1 i o", "a linear layer that is a 1x1 convolution in the target"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class ReceiptEntry:
-    """One leaf that was filled, and from what.
+    """One pair of a leaf and the tensor that filled it, whole or in part.
 
     Attributes:
         target: the leaf's name.
@@ -29,6 +30,11 @@ class ReceiptEntry:
         target_shape: the leaf's shape.
         source_dtype: the tensor's dtype in the file, which is kept.
         target_dtype: the dtype that the leaf would have had without the file.
+        use: "whole" if tensor and leaf belong to each other alone; "split" if the leaf has a part
+            of the tensor, "joined" if the tensor is a part of the leaf, "tied" if it was already
+            used, or the leaf already filled, and both are equal to the bit.
+        axis: the axis of the source's layout along which parts follow each other.
+        start: where this part begins along the axis.
     """
 
     target: str
@@ -38,6 +44,9 @@ class ReceiptEntry:
     target_shape: tuple[int, ...]
     source_dtype: str
     target_dtype: str
+    use: str = "whole"
+    axis: int = 0
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,12 @@ class Receipt:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were loaded."""
-        return sum(math.prod(entry.target_shape) for entry in self.entries)
+        """How many numbers the filled leaves hold."""
+        return sum(math.prod(shape) for shape in self._leaves.values())
+
+    @property
+    def _leaves(self) -> dict[str, tuple[int, ...]]:
+        return {entry.target: entry.target_shape for entry in self.entries}
 
     def with_note(self, text: str) -> Receipt:
         """The same receipt with one more note.
@@ -93,7 +106,7 @@ class Receipt:
                 raise ValueError(f"another version than {_VERSION}")
             return Receipt(
                 entries=tuple(_entry(**entry) for entry in content.pop("entries")),
-                rules=tuple(Rule(**rule) for rule in content.pop("rules")),
+                rules=tuple(_rule(**rule) for rule in content.pop("rules")),
                 ignored=_all_are(str, content.pop("ignored")),
                 notes=_all_are(str, content.pop("notes")),
                 **_texts(content),
@@ -108,7 +121,7 @@ class Receipt:
             [
                 entry.target,
                 entry.source,
-                entry.layout,
+                entry.layout if entry.use == "whole" else f"{entry.layout}, {_use(entry)}",
                 _shapes(entry),
                 entry.source_dtype
                 if entry.source_dtype == entry.target_dtype
@@ -132,9 +145,12 @@ class Receipt:
         origin = [self.format, f"sha256 {self.sha256}" if self.sha256 else ""]
         about = ", ".join(text for text in origin if text)
         source = f"; from {self.file or 'memory'}" + (f" ({about})" if about else "")
-        filled = _counted(len(self.entries), "leaf", "leaves")
+        filled = _counted(len(self._leaves), "leaf", "leaves")
         ignored = _counted(len(self.ignored), "source tensor", "source tensors")
-        return f"{filled} filled ({self.parameters:,} parameters), {ignored} ignored{source}"
+        uses = Counter(entry.use for entry in self.entries if entry.use != "whole")
+        special = "".join(f", {count} {use}" for use, count in sorted(uses.items()))
+        filled += f" filled ({self.parameters:,} parameters{special})"
+        return f"{filled}, {ignored} ignored{source}"
 
 
 def _counted(count: int, one: str, many: str) -> str:
@@ -147,12 +163,39 @@ def _shapes(entry: ReceiptEntry) -> str:
     return target if source == target else f"{source} -> {target}"
 
 
-def _entry(source_shape: list[int], target_shape: list[int], **texts: str) -> ReceiptEntry:
+def _use(entry: ReceiptEntry) -> str:
+    where = f" from {entry.start} on axis {entry.axis}"
+    return entry.use + ("" if entry.use == "tied" else where)
+
+
+def _entry(
+    source_shape: list[int],
+    target_shape: list[int],
+    axis: int = 0,
+    start: int = 0,
+    **texts: str,
+) -> ReceiptEntry:
+    axis, start = _all_are(int, [axis, start])
     return ReceiptEntry(
         source_shape=_all_are(int, source_shape),
         target_shape=_all_are(int, target_shape),
+        axis=axis,
+        start=start,
         **_texts(texts),
     )
+
+
+def _rule(
+    source: str | list[str],
+    target: str | list[str],
+    axis: int = 0,
+    tied: bool = False,
+    **texts: str,
+) -> Rule:
+    names = [_all_are(str, [name] if isinstance(name, str) else name) for name in (source, target)]
+    source, target = (name[0] if len(name) == 1 else name for name in names)
+    _all_are(bool, [tied])
+    return Rule(source, target, axis=axis, tied=tied, **_texts(texts))
 
 
 def _texts(values: dict[str, str]) -> dict[str, str]:

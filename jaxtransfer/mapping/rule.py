@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from jaxtransfer.errors import MappingError
 from jaxtransfer.mapping.layout import Layout
+
+_PREFIXES_TRIED = 12
+_LONGEST_PREFIX = 100
 
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 
@@ -18,60 +22,106 @@ class Rule:
     """One source tensor, or a numbered family of them, and the target leaf it fills.
 
     A placeholder such as `{i}` stands for one or more digits, the same ones wherever it appears;
-    all else stands for itself. Both names have the same placeholders, so the rule works both ways.
+    all else stands for itself. All names have the same placeholders, so the rule works both ways.
+
+    Several targets share one source that holds their values one after the other along an axis, as
+    one matrix of queries, keys and values that the target has apart. Several sources are joined in
+    the same way into one target.
 
     Attributes:
-        source: the name in the file, with the separators that the file has.
-        target: the leaf's name, `/`-joined.
-        layout: how the source's array becomes the target's; see `LAYOUTS`.
+        source: the name in the file, with the separators that the file has; a tuple of names for
+            tensors that are joined, in their order.
+        target: the leaf's name, `/`-joined; a tuple of names for leaves that share the source.
+        layout: how the source's array (a part of it, or the joined one) becomes the target's; see
+            `LAYOUTS`.
+        axis: the axis of the source's array along which parts follow each other.
+        tied: whether source and target share their values with another pair: a file that has an
+            embedding once fills embedding and output layer, or a file that has it twice fills one
+            leaf. The first rule that is not tied goes first; what a tied rule pairs besides must be
+            equal to the bit.
 
     Raises:
         MappingError: a name is empty or has braces that are no placeholder, the names have
-            different placeholders, digits cannot be told apart between two placeholders, or there
-            is no such layout.
+            different placeholders, digits cannot be told apart between two placeholders, there is
+            no such layout, or both sides have several names.
 
     >>> rule = Rule("layer{i}.{j}.conv{k}.weight", "params/layer{i}/{j}/conv{k}/kernel", "conv")
-    >>> rule.target_for("layer4.0.conv2.weight")
-    'params/layer4/0/conv2/kernel'
-    >>> rule.source_for("params/layer4/0/conv2/kernel")
-    'layer4.0.conv2.weight'
+    >>> rule.targets_for("layer4.0.conv2.weight")
+    ('params/layer4/0/conv2/kernel',)
+    >>> rule.sources_for("params/layer4/0/conv2/kernel")
+    ('layer4.0.conv2.weight',)
+    >>> leaves = ("q/{i}/kernel", "k/{i}/kernel", "v/{i}/kernel")
+    >>> Rule("qkv.{i}.weight", leaves, "dense").targets_for("qkv.3.weight")
+    ('q/3/kernel', 'k/3/kernel', 'v/3/kernel')
     """
 
-    source: str
-    target: str
+    source: str | tuple[str, ...]
+    target: str | tuple[str, ...]
     layout: str = "identity"
+    axis: int = 0
+    tied: bool = False
 
     def __post_init__(self) -> None:
-        for name in (self.source, self.target):
+        for side in ("source", "target"):
+            if not isinstance(name := getattr(self, side), str):
+                object.__setattr__(self, side, tuple(name))
+        if min(len(self.sources), len(self.targets)) != 1:
+            raise MappingError(
+                f"rule {self}: expected one name on one side at least, found several on both"
+            )
+        if self.tied and self.parts > 1:
+            raise MappingError(f"rule {self}: expected one source and one target in a tied rule")
+        for name in (*self.sources, *self.targets):
             _check_name(name, self)
-        only_here = _placeholders(self.source) ^ _placeholders(self.target)
+        names = [_placeholders(name) for name in (*self.sources, *self.targets)]
+        only_here = set.union(*names) - set.intersection(*names)
         if only_here:
             raise MappingError(
-                f"rule {self}: expected the same placeholders in both names, "
-                f"found {', '.join(f'{{{name}}}' for name in sorted(only_here))} in one only"
+                f"rule {self}: expected the same placeholders in all names, "
+                f"found {', '.join(f'{{{name}}}' for name in sorted(only_here))} not in all"
             )
-        if "" in self.target.split("/"):
+        if any("" in target.split("/") for target in self.targets):
             raise MappingError(f"rule {self}: expected a target such as params/head/kernel")
+        if not isinstance(self.axis, int) or self.axis < 0:
+            raise MappingError(f"rule {self}: expected an axis from 0 on, found {self.axis!r}")
         try:
             Layout.parse(self.layout)
         except MappingError as error:
             raise MappingError(f"rule {self}: {error}") from error
 
     def __str__(self) -> str:
-        return f"{self.source} -> {self.target} [{self.layout}]"
+        along = f", axis {self.axis}" if self.parts > 1 else ""
+        tied = ", tied" if self.tied else ""
+        sides = " -> ".join(" + ".join(names) for names in (self.sources, self.targets))
+        return f"{sides} [{self.layout}{along}{tied}]"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The source's names, however many."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The target's names, however many."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def parts(self) -> int:
+        """How many arrays lie in one: 1, or the number of names on the side that has several."""
+        return max(len(self.sources), len(self.targets))
 
     @property
     def transform(self) -> Layout:
         """The layout as a transform."""
         return Layout.parse(self.layout)
 
-    def target_for(self, source_name: str) -> str | None:
-        """The leaf that a source tensor fills by this rule; `None` if the rule is not about it."""
-        return _translate(self.source, self.target, source_name)
+    def targets_for(self, source_name: str) -> tuple[str, ...]:
+        """The leaves that a source tensor fills by this rule; none if the rule is not about it."""
+        return _translate(self.sources, self.targets, source_name)
 
-    def source_for(self, target_name: str) -> str | None:
-        """The source tensor that fills a leaf by this rule; `None` if the rule is not about it."""
-        return _translate(self.target, self.source, target_name)
+    def sources_for(self, target_name: str) -> tuple[str, ...]:
+        """The source tensors that fill a leaf by this rule; none if the rule is not about it."""
+        return _translate(self.targets, self.sources, target_name)
 
 
 def with_prefix(rules: Iterable[Rule], prefix: str) -> tuple[Rule, ...]:
@@ -80,7 +130,37 @@ def with_prefix(rules: Iterable[Rule], prefix: str) -> tuple[Rule, ...]:
     >>> with_prefix([Rule("fc.weight", "params/head/kernel", "dense")], "module.")[0].source
     'module.fc.weight'
     """
-    return tuple(replace(rule, source=prefix + rule.source) for rule in rules)
+
+    def prefixed(source: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return (
+            prefix + source if isinstance(source, str) else tuple(prefix + name for name in source)
+        )
+
+    return tuple(replace(rule, source=prefixed(rule.source)) for rule in rules)
+
+
+def find_prefix(names: Iterable[str], rules: Iterable[Rule]) -> str:
+    """What must stand before the rules' sources so that they match the most names of a file.
+
+    Wrappers put their own name before those of a network: `module.` of data-parallel training,
+    `model.` or `backbone.` of a trainer. Only whole segments, up to a `.` or a `/`, are taken for a
+    prefix; where none makes more names match, the prefix is empty.
+
+    >>> rules = [Rule("fc.weight", "params/head/kernel", "dense")]
+    >>> find_prefix(["module.model.fc.weight", "epoch"], rules)
+    'module.model.'
+    """
+    names, rules = list(names), tuple(rules)
+    counts = Counter(
+        name[: end.end()] for name in names for end in re.finditer(r"[./]", name[:_LONGEST_PREFIX])
+    )
+    best = [prefix for prefix, _ in counts.most_common(_PREFIXES_TRIED)]
+
+    def matched(prefix: str) -> int:
+        rest = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+        return sum(any(rule.targets_for(name) for rule in rules) for name in rest)
+
+    return max(["", *best], key=lambda prefix: (matched(prefix), -len(prefix)))
 
 
 def _placeholders(pattern: str) -> set[str]:
@@ -114,8 +194,11 @@ def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
-def _translate(pattern: str, other: str, name: str) -> str | None:
-    found = _regex(pattern).fullmatch(name)
-    if found is None:
-        return None
-    return _PLACEHOLDER.sub(lambda placeholder: found[placeholder[1]], other)
+def _translate(patterns: tuple[str, ...], others: tuple[str, ...], name: str) -> tuple[str, ...]:
+    for pattern in patterns:
+        if found := _regex(pattern).fullmatch(name):
+            return tuple(
+                _PLACEHOLDER.sub(lambda placeholder: found[placeholder[1]], other)
+                for other in others
+            )
+    return ()

@@ -22,7 +22,7 @@ from jaxtransfer.models.linen import LinenApply, stages_in_order
 from jaxtransfer.models.nnx import split_nnx, text_keys
 from jaxtransfer.models.spec import ModelSpec, Preprocess
 from jaxtransfer.surgery.head import head_to_json
-from jaxtransfer.tree import flatten, is_below, named_leaves, nearest, path_prefixes, subtree
+from jaxtransfer.tree import is_below, named_leaves, nearest, path_prefixes, subtree
 from jaxtransfer.types import PyTree
 
 # What people call the last layer, in the order in which a name is looked for.
@@ -237,7 +237,7 @@ class Model:
         make_folder(folder)
         new_weights, new_receipt = folder / NEW_WEIGHTS_FILE, folder / NEW_RECEIPT_FILE
         try:
-            write_weights(flatten({"params": self.params, "stats": self.stats}), new_weights)
+            write_weights({"params": self.params, "stats": self.stats}, new_weights)
             write_text(self.receipt.to_json() + "\n", new_receipt)
             config = {
                 "architecture": self.spec.name,

@@ -7,9 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from jaxtransfer.errors import FormatError, ModelError, ReferenceNotFoundError
 from jaxtransfer.formats import read_weights, sha256_of
 from jaxtransfer.mapping import Receipt, Rule, convert
@@ -25,7 +22,7 @@ from jaxtransfer.models.model import (
 from jaxtransfer.models.spec import Preprocess
 from jaxtransfer.surgery import Dense, replace_head
 from jaxtransfer.surgery.head import head_from_json
-from jaxtransfer.tree import leaf_names
+from jaxtransfer.tree import leaf_names, place
 
 
 def load_model(folder: str | Path, model: Model | None = None) -> Model:
@@ -56,12 +53,13 @@ def load_model(folder: str | Path, model: Model | None = None) -> Model:
         sha256=config["sha256"],
         format="safetensors",
     )
+    placed = place(tree)
     notes = Receipt.from_json(_read_text(receipt_file)).notes
     labels = config["labels"]
     loaded = replace(
         template,
-        params=jax.tree.map(jnp.asarray, tree["params"]),
-        stats=jax.tree.map(jnp.asarray, tree["stats"]),
+        params=placed["params"],
+        stats=placed["stats"],
         preprocess=Preprocess.from_dict(config["preprocess"]),
         labels=None,
         receipt=replace(receipt, rules=(), notes=notes),

@@ -120,6 +120,14 @@ def test_a_header_that_would_take_far_more_memory_than_the_file_is_refused(tmp_p
         inspect(tmp_path / "a")
 
 
+def test_equal_arrays_and_metadata_give_equal_files(tmp_path):
+    metadata = {f"key {i}": '\x00\x1f\x7f"\\/é\n' for i in range(9)}
+    for name in "ab":
+        write({"v": np.ones(3), "w": np.zeros(2)}, tmp_path / name, metadata)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert inspect(tmp_path / "a").metadata == metadata
+
+
 DAMAGED = {
     "empty": b"",
     "short": b"abc",

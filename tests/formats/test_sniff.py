@@ -6,6 +6,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -70,6 +71,34 @@ def test_an_architecture_is_refused_by_formats_that_need_none(tmp_path):
     write_weights(FLAT, tmp_path / "a.npz")
     with pytest.raises(FormatError, match=r"expected no architecture.* a\.cfg; leave it out"):
         read_weights(tmp_path / "a.npz", architecture="a.cfg")
+
+
+TREE = {"head": {"kernel": FLAT["head/kernel"], "bias": jnp.zeros(3)}, "blocks": [np.ones(2)]}
+
+
+@pytest.mark.parametrize("reader", WRITTEN, ids=lambda reader: reader.name)
+def test_a_tree_is_written_by_the_names_of_its_leaves(tmp_path, reader):
+    write_weights(TREE, tmp_path / f"a{reader.suffix}")
+    found = read_weights(tmp_path / f"a{reader.suffix}")
+    assert sorted(found) == ["blocks/0", "head/bias", "head/kernel"]
+    np.testing.assert_array_equal(found["head/kernel"], TREE["head"]["kernel"])
+
+
+def test_a_state_dict_for_torch_has_dots_and_its_mark(tmp_path):
+    write_weights(TREE, tmp_path / "a.safetensors", {"epoch": "3"}, style="torch")
+    assert sorted(read_weights(tmp_path / "a.safetensors")) == [
+        "blocks.0",
+        "head.bias",
+        "head.kernel",
+    ]
+    assert inspect_weights(tmp_path / "a.safetensors").metadata == {"epoch": "3", "format": "pt"}
+    with pytest.raises(OutputError, match=r"more than one of \['a\.b'\]"):
+        write_weights({"a": {"b": 1}, "a.b": 1}, tmp_path / "b.safetensors", style="torch")
+    with pytest.raises(OutputError, match=r"ends in \.safetensors for the style 'torch'"):
+        write_weights(TREE, tmp_path / "b.npz", style="torch")
+    with pytest.raises(OutputError, match="style 'jax' or 'torch', found 'tf'"):
+        write_weights(TREE, tmp_path / "b.npz", style="tf")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 CONTENTS = {

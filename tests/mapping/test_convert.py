@@ -115,9 +115,9 @@ def test_convert_then_invert_is_the_identity_bit_for_bit(case):
     before = {name: array.tobytes() for name, array in flat.items()}
     targets = {}
     for name, array in flat.items():
-        rule = next(rule for rule in rules if rule.target_for(name))
+        rule = next(rule for rule in rules if rule.targets_for(name))
         shape = rule.transform.target_shape(array.shape)
-        targets[rule.target_for(name)] = jax.ShapeDtypeStruct(shape, array.dtype)
+        targets[rule.targets_for(name)[0]] = jax.ShapeDtypeStruct(shape, array.dtype)
     tree, receipt = convert(flat, rules, unflatten(targets))
     assert flatten(tree).keys() == targets.keys()
     for inverted in (invert(tree, rules), invert(tree, rules, receipt=receipt)):

@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import signal
 
 from jaxtransfer.errors import MappingError
 from jaxtransfer.mapping.layout import LAYOUTS, Layout
@@ -29,6 +30,8 @@ EXAMPLES = {
     "depthwise": ((8, 1, 5, 7), (5, 7, 1, 8)),
     "depthwise_keras(2)": ((5, 7, 3, 2), (5, 7, 1, 6)),
     "transposed_conv": ((3, 8, 5, 7), (5, 7, 3, 8)),
+    "conv_theano": ((8, 3, 5, 7), (5, 7, 3, 8)),
+    "conv_flipped": ((5, 7, 3, 8), (5, 7, 3, 8)),
     "pointwise": ((8, 3, 1, 1), (3, 8)),
     "dense_to_conv": ((8, 3), (1, 1, 3, 8)),
     "flatten_chw(2,3,5)": ((7, 30), (30, 7)),
@@ -199,6 +202,20 @@ def test_conv_is_what_a_convolution_in_flax_needs():
     kernel = Layout("conv").apply(weight)
     y = apply(conv, {"kernel": kernel}, x.transpose(0, 2, 3, 1))
     np.testing.assert_allclose(np.moveaxis(y, -1, 1), torch_conv(x, weight), atol=1e-5)
+
+
+def test_kernels_of_theano_are_convolved_backwards():
+    x, weight = normal(1, 3, 6, 7), normal(4, 3, 2, 3)
+    expected = np.stack(
+        [
+            sum(signal.convolve2d(x[0, c], weight[o, c], mode="valid") for c in range(3))
+            for o in range(4)
+        ]
+    )
+    conv = nn.Conv(4, (2, 3), padding="VALID", use_bias=False)
+    for layout, kernel in (("conv_theano", weight), ("conv_flipped", weight.transpose(2, 3, 1, 0))):
+        y = apply(conv, {"kernel": Layout(layout).apply(kernel)}, x.transpose(0, 2, 3, 1))
+        np.testing.assert_allclose(np.moveaxis(y, -1, 1)[0], expected, atol=1e-5)
 
 
 def test_depthwise_is_what_feature_group_count_needs():

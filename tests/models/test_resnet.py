@@ -222,7 +222,7 @@ def test_the_full_networks_have_torchvisions_names():
         model = build(name)
         rules = model.spec.rules_for("torchvision")
         names = jt.leaf_names({"params": model.params, "stats": model.stats})
-        sources = {next(s for rule in rules if (s := rule.source_for(n))) for n in names}
+        sources = {next(s[0] for rule in rules if (s := rule.sources_for(n))) for n in names}
         assert sources == torchvision_names(blocks, bottleneck)
 
 

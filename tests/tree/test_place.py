@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -12,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxtransfer.errors import TreeError
 from jaxtransfer.formats.base import map_file
-from jaxtransfer.tree import place as module
 from jaxtransfer.tree.place import place
+
+module = sys.modules["jaxtransfer.tree.place"]  # the function has the name of its module
 
 SPECS = [P(), P("data"), P(None, "data"), P("data", "model"), P(("data", "model"))]
 
