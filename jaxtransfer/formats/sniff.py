@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 
 from jaxtransfer.errors import FormatError, OutputError, ReferenceNotFoundError
 from jaxtransfer.formats import npz, safetensors, sharded
-from jaxtransfer.formats.base import Inspection, PathLike, Reader, reading
+from jaxtransfer.formats.base import Inspection, PathLike, Reader, reading, sha256_of
 from jaxtransfer.tree.names import SEPARATOR, named_leaves
 from jaxtransfer.types import PyTree
 
@@ -167,6 +168,30 @@ def _below(part: str, names: Sequence[str], path: PathLike) -> dict[str, str]:
             f"{', '.join(parts[:20]) or 'none: leave `part` out'}"
         )
     return chosen
+
+
+def fingerprint_of(path: PathLike) -> str:
+    """The SHA-256 that stands for all that is read from a path.
+
+    For a file it is the hash of its content. For a folder, and for an index with its shards, it is
+    the hash of the list that `sha256sum` prints of the files, ordered by name.
+
+    Raises:
+        ReferenceNotFoundError: there is nothing at `path`.
+        FormatError: a file cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        folder = path
+        files = [found for found in path.rglob("*") if found.is_file()]
+    elif path.is_file() and reader_of(path).name == sharded.NAME:
+        folder = path.parent
+        files = [path, *sharded.shard_paths(path)]
+    else:
+        return sha256_of(path)
+    names = {found.relative_to(folder).as_posix(): found for found in files}
+    lines = [f"{sha256_of(names[name])}  {name}\n" for name in sorted(names)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def write_weights(

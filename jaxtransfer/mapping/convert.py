@@ -62,6 +62,7 @@ def convert(
     file: str = "",
     sha256: str = "",
     format: str = "",
+    rules_name: str = "",
 ) -> tuple[PyTree, Receipt]:
     """A tree like `like` with a file's values, and the receipt that says what came from where.
 
@@ -84,6 +85,7 @@ def convert(
         file: a name for the receipt.
         sha256: the file's hash, for the receipt.
         format: the file's format, for the receipt.
+        rules_name: what the rules are called, for the receipt.
 
     Raises:
         MappingError: anything does not pair up; the message lists all problems.
@@ -126,7 +128,9 @@ def convert(
     position = {name: index for index, name in enumerate(wanted)}
     entries.sort(key=lambda entry: position[entry.target])
     tree = jax.tree.unflatten(jax.tree.structure(like), [values[name] for name in wanted])
-    return tree, Receipt(tuple(entries), ignored, file, sha256, format, rules)
+    return tree, Receipt(
+        tuple(entries), ignored, file, sha256, format, rules, rules_name=rules_name
+    )
 
 
 def first_match(source: str, rules: Sequence[Rule]) -> Rule | None:

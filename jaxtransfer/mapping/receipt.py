@@ -60,6 +60,7 @@ class Receipt:
         sha256: the hash of the file's content; may be empty.
         format: the file's format; may be empty.
         rules: the rules that paired tensors and leaves.
+        rules_name: what the rules are called, such as `torchvision`; may be empty.
         notes: what was done to the tree after loading, such as surgery.
     """
 
@@ -70,6 +71,7 @@ class Receipt:
     format: str = ""
     rules: tuple[Rule, ...] = ()
     notes: tuple[str, ...] = ()
+    rules_name: str = ""
 
     @property
     def parameters(self) -> int:
@@ -142,7 +144,11 @@ class Receipt:
         >>> Receipt(ignored=("step",), file="net.npz", format="npz").summary()
         '0 leaves filled (0 parameters), 1 source tensor ignored; from net.npz (npz)'
         """
-        origin = [self.format, f"sha256 {self.sha256}" if self.sha256 else ""]
+        origin = [
+            self.format,
+            f"rules {self.rules_name}" if self.rules_name else "",
+            f"sha256 {self.sha256}" if self.sha256 else "",
+        ]
         about = ", ".join(text for text in origin if text)
         source = f"; from {self.file or 'memory'}" + (f" ({about})" if about else "")
         filled = _counted(len(self._leaves), "leaf", "leaves")

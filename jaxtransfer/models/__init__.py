@@ -6,6 +6,9 @@ from jaxtransfer.models.catalog import init as init
 from jaxtransfer.models.catalog import list_models as list_models
 from jaxtransfer.models.model import AS_THEY_COME as AS_THEY_COME
 from jaxtransfer.models.model import Model as Model
+from jaxtransfer.models.recognise import Guess as Guess
+from jaxtransfer.models.recognise import recognise as recognise
 from jaxtransfer.models.saved import load_model as load_model
 from jaxtransfer.models.spec import ModelSpec as ModelSpec
 from jaxtransfer.models.spec import Preprocess as Preprocess
+from jaxtransfer.models.weights import load_weights as load_weights

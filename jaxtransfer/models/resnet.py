@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import ModelError
-from jaxtransfer.mapping import Rule, with_prefix
+from jaxtransfer.mapping import Rule
 from jaxtransfer.models.spec import ModelSpec, Preprocess
 
 PAPER = "https://arxiv.org/abs/1512.03385"
@@ -248,11 +248,11 @@ def _rules(shortcut: str, head: str) -> tuple[Rule, ...]:
     )
 
 
-# Its files also count batches (`num_batches_tracked`), for which there is no leaf: ignore them.
 TORCHVISION_RULES = _rules("downsample", "fc")
 
-# https://github.com/akamaster/pytorch_resnet_cifar10, whose files hold `nn.DataParallel` modules.
-PYTORCH_RESNET_CIFAR10_RULES = with_prefix(_rules("shortcut", "linear"), "module.")
+# https://github.com/akamaster/pytorch_resnet_cifar10, whose files hold `nn.DataParallel` modules:
+# each name has `module.` before it.
+PYTORCH_RESNET_CIFAR10_RULES = _rules("shortcut", "linear")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ RECEIPTS = st.builds(
     format=TEXTS,
     rules=st.lists(RULES, max_size=2).map(tuple),
     notes=st.lists(TEXTS, max_size=2).map(tuple),
+    rules_name=TEXTS,
 )
 EXAMPLE = Receipt(
     entries=(
@@ -95,6 +96,11 @@ def test_the_text_is_a_table_and_a_summary():
         "ignored: step",
         "note: head replaced",
     ]
+
+
+def test_the_name_of_the_rules_is_told():
+    receipt = Receipt(file="a.pth", format="torch", rules_name="torchvision")
+    assert receipt.summary().endswith("from a.pth (torch, rules torchvision)")
 
 
 def test_a_receipt_of_nothing_has_a_text():

@@ -232,8 +232,8 @@ def test_rules_for_the_published_cifar_networks(kind):
     tree = {"params": model.params, "stats": model.stats}
     rules = model.spec.rules_for("pytorch_resnet_cifar10")
     flat = jt.invert(tree, rules)
-    assert {"module.conv1.weight", "module.linear.weight", "module.linear.bias"} <= set(flat)
-    assert ("module.layer2.0.shortcut.0.weight" in flat) == (kind == "projection")
+    assert {"conv1.weight", "linear.weight", "linear.bias"} <= set(flat)
+    assert ("layer2.0.shortcut.0.weight" in flat) == (kind == "projection")
     assert jt.diff(tree, jt.convert(flat, rules, tree)[0]).is_empty
 
 
