@@ -37,6 +37,18 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in CATALOG if fnmatch.fnmatchcase(name, pattern)]
 
 
+def spec_of(name: str, **options: Any) -> ModelSpec:
+    """Data about a network of the catalog, without a look at its leaves.
+
+    Raises:
+        ModelError: the name is unknown, or the family has no such option.
+
+    >>> spec_of("resnet50").stages[:2]
+    ('stem', 'layer1')
+    """
+    return _built(name, options)[0]
+
+
 def build(name: str, **options: Any) -> Model:
     """A network of the catalog without weights: its leaves are `jax.ShapeDtypeStruct`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +12,15 @@ import numpy as np
 from jaxtransfer.errors import MappingError
 from jaxtransfer.formats import Inspection
 from jaxtransfer.mapping import TORCH_BUFFERS, Rule, convert
-from jaxtransfer.models.catalog import CATALOG, build
-from jaxtransfer.models.model import Model
+from jaxtransfer.models.catalog import CATALOG, build, spec_of
+from jaxtransfer.models.spec import ModelSpec
 from jaxtransfer.models.weights import match_rules
 from jaxtransfer.tree import named_leaves
 from jaxtransfer.tree.select import matches
+from jaxtransfer.types import PyTree
 
 _LEAST_SHARE = 0.5
-"""The share of tensors that the rules must match before networks are compared leaf by leaf."""
+"""The share of tensors that a network's rules must match."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Guess:
         prefix: what stands before all names.
         fitting: how many leaves find a tensor of the right shape.
         leaves: how many leaves the network has.
+        tensors: how many tensors the file has, buffers left out.
         is_exact: whether all leaves and all tensors pair up.
     """
 
@@ -41,7 +44,13 @@ class Guess:
     prefix: str
     fitting: int
     leaves: int
+    tensors: int
     is_exact: bool
+
+    @property
+    def likeness(self) -> float:
+        """The share of pairs that fit among all leaves and tensors, from 0 to 1."""
+        return self.fitting / (self.leaves + self.tensors - self.fitting)
 
     def __str__(self) -> str:
         options = "".join(f", {name}={value}" for name, value in self.options)
@@ -53,28 +62,29 @@ class Guess:
 def recognise(inspection: Inspection) -> list[Guess]:
     """The networks of the catalog that a file's tensors may belong to, the best one first.
 
-    Names and shapes are compared, never values. Networks whose rules match fewer than half of the
-    names are left out, so the list may be empty.
+    Names and shapes are compared, never values. Only networks whose rules match the most names, and
+    at least half of them, are compared, so the list may be empty.
     """
     tensors = {
         tensor.name: np.broadcast_to(np.zeros((), np.dtype(tensor.dtype)), tensor.shape)
         for tensor in inspection.tensors
         if not any(matches(pattern, tensor.name) for pattern in TORCH_BUFFERS)
     }
-    guesses = []
-    known: dict[Any, Any] = {}
+    matched: dict[str, tuple[str, str, tuple[Rule, ...], int]] = {}
+    known: dict[Any, tuple[str, str, tuple[Rule, ...], int]] = {}
     for name in CATALOG:
-        rules = build(name).spec.rules
-        if not tensors or not rules:
-            continue
-        if rules not in known:
-            known[rules] = match_rules(tensors, rules)
-        source, prefix, prefixed, count = known[rules]
-        if count >= _LEAST_SHARE * len(tensors):
-            guesses.append(_compare(name, tensors, source, prefix, prefixed))
-    return sorted(
-        guesses, key=lambda guess: (not guess.is_exact, -guess.fitting / guess.leaves, guess.leaves)
-    )
+        rules = spec_of(name).rules
+        if tensors and rules:
+            if rules not in known:
+                known[rules] = match_rules(tensors, rules)
+            matched[name] = known[rules]
+    most = max([_LEAST_SHARE * len(tensors), *(count for *_, count in matched.values())])
+    guesses = [
+        _compare(name, tensors, source, prefix, rules)
+        for name, (source, prefix, rules, count) in matched.items()
+        if count >= most
+    ]
+    return sorted(guesses, key=lambda guess: (not guess.is_exact, -guess.likeness))
 
 
 def _compare(
@@ -84,11 +94,8 @@ def _compare(
     prefix: str,
     rules: Sequence[Rule],
 ) -> Guess:
-    model = build(name)
-    options = _options(model, tensors, rules)
-    if options:
-        model = build(name, **dict(options))
-    like = {"params": model.params, "stats": model.stats}
+    options = _options(spec_of(name), tensors, rules)
+    like = _leaves_of(name, options)
     wanted = {target: tuple(leaf.shape) for target, leaf in named_leaves(like)}
     fitting = sum(_fits(target, shape, tensors, rules) for target, shape in wanted.items())
     try:
@@ -96,15 +103,22 @@ def _compare(
         is_exact = True
     except MappingError:
         is_exact = False
-    return Guess(name, options, source, prefix, fitting, len(wanted), is_exact)
+    return Guess(name, options, source, prefix, fitting, len(wanted), len(tensors), is_exact)
+
+
+@functools.lru_cache(maxsize=256)
+def _leaves_of(name: str, options: tuple[tuple[str, Any], ...]) -> PyTree:
+    """Tracing a network takes a good part of a second, so its leaves are kept."""
+    model = build(name, **dict(options))
+    return {"params": model.params, "stats": model.stats}
 
 
 def _options(
-    model: Model, tensors: Mapping[str, np.ndarray], rules: Sequence[Rule]
+    spec: ModelSpec, tensors: Mapping[str, np.ndarray], rules: Sequence[Rule]
 ) -> tuple[tuple[str, Any], ...]:
     """The number of classes, if the file's head has another one than the catalog's."""
-    known = dict(model.spec.options).get("num_classes")
-    bias = f"params/{model.spec.head}/bias"
+    known = dict(spec.options).get("num_classes")
+    bias = f"params/{spec.head}/bias"
     shapes = [tensors[name].shape for name in _sources(bias, rules) if name in tensors]
     if known is None or not shapes or len(shapes[0]) != 1 or shapes[0][0] in (known, 0):
         return ()
