@@ -9,6 +9,7 @@
     ├── PlanError             a plan leaves a leaf unassigned, or has a group without leaves
     ├── ModelError            a model is unknown, or cannot do what is asked of it
     ├── ReferenceNotFoundError  a reference to weights leads nowhere
+    ├── DownloadError         weights cannot be fetched from where they are
     ├── DataError             images or labels are not what they should be
     ├── TrainingError         training cannot go on
     │   └── NonFiniteLossError    the loss became NaN or infinite
@@ -55,6 +56,10 @@ class ModelError(JaxTransferError):
 
 class ReferenceNotFoundError(JaxTransferError):
     """A reference to weights leads nowhere."""
+
+
+class DownloadError(JaxTransferError):
+    """Weights cannot be fetched from where they are."""
 
 
 class DataError(JaxTransferError):

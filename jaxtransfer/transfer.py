@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxtransfer import hub
 from jaxtransfer.data import ArrayData, as_array_data, load_digits
-from jaxtransfer.errors import TrainingError
+from jaxtransfer.errors import ModelError, TrainingError
 from jaxtransfer.evaluate.comparison import (
     NAIVE,
     SCRATCH,
@@ -20,12 +20,16 @@ from jaxtransfer.evaluate.comparison import (
     OnProgress,
     compare_arms,
 )
-from jaxtransfer.models import Model, load_model
+from jaxtransfer.formats import READERS, inspect_weights
+from jaxtransfer.formats.base import PathLike
+from jaxtransfer.models import Model, build, load_model, load_weights, recognise
 from jaxtransfer.partition import Plan, resolve_plans
 from jaxtransfer.surgery import replace_head
 from jaxtransfer.train import Checkpoints, Settings, cross_entropy, train
 from jaxtransfer.train.loop import OnStep, run_identity
 from jaxtransfer.train.losses import Loss
+from jaxtransfer.tree import place
+from jaxtransfer.types import PyTree
 
 EMBEDDED_SOURCE = "checkpoints/glyphs"
 DIGITS = "handwritten digits"
@@ -46,23 +50,78 @@ class Result:
     plans: tuple[Plan, ...]
 
 
-def load(reference: str | Path, *, model: Model | None = None) -> Model:
-    """A model with verified weights.
+def load(
+    reference: str | Path,
+    *,
+    model: str | Model | None = None,
+    source: str | None = None,
+    part: str = "",
+    architecture: PathLike | None = None,
+    sharding: PyTree | None = None,
+) -> Model:
+    """A model with verified weights, from a saved model or from a file of weights of any format.
 
     Args:
-        reference: a folder that `Model.save` wrote, or `checkpoints/NAME` for one that comes with
-            the package.
-        model: for a network that is not in the catalog, a model of that network; its weights are
-            not used.
+        reference: a path, `checkpoints/NAME` for a model that comes with the package,
+            `hf://ORGANISATION/NAME` for the Hugging Face hub, or `https://…#sha256=…`; see
+            `jaxtransfer.hub.resolve`.
+        model: the network that the weights belong to: a name of the catalog, or a model of that
+            network, whose own weights are not used. By default the network that a saved model
+            names, or the one network of the catalog that every tensor of the file fits.
+        source: for a file, which rules of the network translate its names; by default those that
+            match the most.
+        part: for a file, the group of it to take, such as `ema`.
+        architecture: for a file of Darknet or Caffe, the file that describes the network.
+        sharding: where leaves go, see `place`; by default the default device.
 
     Raises:
-        ReferenceNotFoundError: there is no model there.
+        ReferenceNotFoundError: there are no weights there.
         FormatError, MappingError: the files are damaged, or do not fill the network exactly.
+        ModelError: it is not clear which network the weights belong to.
 
     Example:
         `model = jt.load("checkpoints/glyphs")`
     """
-    return load_model(hub.resolve(reference), model)
+    path = hub.resolve(reference)
+    if _is_saved(path):
+        loaded = load_model(path, build(model) if isinstance(model, str) else model)
+        return loaded if sharding is None else place(loaded, sharding)
+    if isinstance(model, Model):
+        network = model
+    elif model is not None:
+        network = build(model)
+    else:
+        network = _recognised(path, part, architecture)
+    return load_weights(
+        network,
+        path,
+        source=source,
+        part=part,
+        architecture=architecture,
+        sharding=sharding,
+    )
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether there is a folder, and not one that is weights in itself."""
+    return path.is_dir() and not any(reader.matches(b"", path) for reader in READERS)
+
+
+def _recognised(path: Path, part: str, architecture: PathLike | None) -> Model:
+    """The one network of the catalog that a file's tensors fit, without weights.
+
+    Raises:
+        ModelError: none fits, or several do.
+    """
+    guesses = recognise(inspect_weights(path, part=part, architecture=architecture))
+    exact = [guess for guess in guesses if guess.is_exact]
+    if len(exact) != 1:
+        found = "; ".join(map(str, exact or guesses[:3])) or "no network with such names"
+        raise ModelError(
+            f"{path}: expected tensors that fit one network of the catalog, found {found}; "
+            "name the network: load(…, model=NAME)"
+        )
+    return build(exact[0].architecture, **dict(exact[0].options))
 
 
 def finetune(

@@ -22,6 +22,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the tests marked `hostile`, which take hours, out unless `-m` asks for them."""
+    if "hostile" in config.getoption("markexpr"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("hostile")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real weights and data; whoever asks for it is skipped where it is absent."""

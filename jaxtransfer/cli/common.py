@@ -46,6 +46,18 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """`--part` and `--architecture`: what to take of a file of weights, and how to read it."""
+    parser.add_argument(
+        "--part", default="", metavar="GROUP", help="take only this group of the file, such as ema"
+    )
+    parser.add_argument(
+        "--architecture",
+        metavar="FILE",
+        help="the .cfg of Darknet or .prototxt of Caffe (default: the one beside the weights)",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """`--json`: print what a program would read, and nothing else."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

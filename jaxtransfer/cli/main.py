@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from jaxtransfer.cli import compare, finetune, models, predict, pretrain
+from jaxtransfer.cli import compare, convert, finetune, inspect, models, predict, pretrain
 from jaxtransfer.errors import JaxTransferError
 
 COMMANDS = {
@@ -15,6 +15,8 @@ COMMANDS = {
     "finetune": finetune,
     "predict": predict,
     "pretrain": pretrain,
+    "inspect": inspect,
+    "convert": convert,
     "models": models,
 }
 

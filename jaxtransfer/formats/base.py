@@ -45,6 +45,11 @@ class TensorInfo:
     dtype: str
     bytes: int
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the tensor holds."""
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -65,7 +70,7 @@ class Inspection:
     @property
     def parameters(self) -> int:
         """How many numbers all tensors hold together."""
-        return sum(int(np.prod(tensor.shape, dtype=object)) for tensor in self.tensors)
+        return sum(tensor.parameters for tensor in self.tensors)
 
     @property
     def bytes(self) -> int:

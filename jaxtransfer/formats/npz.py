@@ -3,11 +3,16 @@
 Names may contain `/`, as in the weights of big_vision. NumPy has no bfloat16: it writes such an
 array as two bytes of no type (`|V2`), which come back as bfloat16 here.
 
-Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+Values are copied out of the archive, even those that are not compressed: each member has a checksum,
+which a view of the file would leave unchecked.
+
+Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html and
+https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 import zipfile
@@ -15,18 +20,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
-from jaxtransfer.errors import FormatError, OutputError
+from jaxtransfer.errors import OutputError
 from jaxtransfer.formats.base import (
+    Damage,
     Inspection,
     PathLike,
     Reader,
     TensorInfo,
     atomic_write,
+    check_size,
     checked_arrays,
     reading,
 )
@@ -34,6 +41,7 @@ from jaxtransfer.formats.base import (
 NAME = "npz"
 
 _MEMBER = b"PK\x03\x04"
+_ENTRY = b"PK\x01\x02"
 _EMPTY_ARCHIVE = b"PK\x05\x06"
 _SUFFIX = ".npy"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -41,6 +49,10 @@ _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_LOCAL_HEADER_BYTES = 30
+_BLOCK_BYTES = 2**20
+_REASON_CHARACTERS = 300  # zipfile and NumPy cite what they found, however long it is.
 _EARLIEST_DATE = (1980, 1, 1, 0, 0, 0)
 
 
@@ -67,16 +79,13 @@ def read(path: PathLike) -> dict[str, np.ndarray]:
     """
     with reading(path, NAME), zipfile.ZipFile(path) as archive:
         flat = {}
-        for name, info in _members(archive, path).items():
-            with _tensor(name), archive.open(info) as member:
+        for name, info in _members(archive, Path(path).stat().st_size).items():
+            with _tensor(name, info), archive.open(info) as member:
                 shape, is_fortran, dtype = _read_header(member, info)
-                values = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-                found = cast(zipfile.ZipExtFile, member).readinto(values.data)
-                # One byte more would be too many; asking for it makes zipfile compare its checksum.
-                if found != values.size or member.read(1):
-                    raise ValueError(f"another number of bytes than the expected {values.size}")
-                array = values.view(dtype).reshape(shape, order="F" if is_fortran else "C")
-                flat[name] = array.astype(dtype.newbyteorder("="), copy=False)
+                array = _read_values(member, math.prod(shape) * dtype.itemsize).view(dtype)
+                if not dtype.isnative:
+                    array = array.byteswap(inplace=True).view(dtype.newbyteorder("="))
+                flat[name] = array.reshape(shape, order="F" if is_fortran else "C")
     return flat
 
 
@@ -89,8 +98,8 @@ def inspect(path: PathLike) -> Inspection:
     """
     with reading(path, NAME), zipfile.ZipFile(path) as archive:
         tensors = []
-        for name, info in _members(archive, path).items():
-            with _tensor(name), archive.open(info) as member:
+        for name, info in _members(archive, Path(path).stat().st_size).items():
+            with _tensor(name, info), archive.open(info) as member:
                 shape, _, dtype = _read_header(member, info)
                 tensors.append(
                     TensorInfo(name, shape, dtype.name, math.prod(shape) * dtype.itemsize)
@@ -98,27 +107,55 @@ def inspect(path: PathLike) -> Inspection:
     return Inspection(Path(path), NAME, tuple(tensors))
 
 
-def _members(archive: zipfile.ZipFile, path: PathLike) -> dict[str, zipfile.ZipInfo]:
-    names = Counter(archive.namelist())
-    others = [name for name in names if not name.endswith(_SUFFIX)]
-    repeated = [name for name, count in names.items() if count > 1]
-    if others or repeated:
-        raise FormatError(
-            f"{path}: expected a zip archive in which each member is one {_SUFFIX} file, found "
-            f"other members: {others[:5] or 'none'}; repeated members: {repeated[:5] or 'none'}"
-        )
-    return {info.filename.removesuffix(_SUFFIX): info for info in archive.infolist()}
+def _members(archive: zipfile.ZipFile, archive_bytes: int) -> dict[str, zipfile.ZipInfo]:
+    """The members by the names of their tensors, if all are arrays and none is a trap."""
+    infos = archive.infolist()
+    counts = Counter(info.filename for info in infos)
+    for info in infos:
+        if not info.filename.endswith(_SUFFIX):
+            raise Damage(f"the member {info.filename!r}, which is no {_SUFFIX}", info.header_offset)
+        if counts[info.filename] > 1:
+            raise Damage(f"the repeated member {info.filename!r}", info.header_offset)
+        if info.compress_type not in _METHODS:
+            method = f"{info.filename!r} compressed by method {info.compress_type}"
+            raise Damage(f"{method}, which NumPy does not use", info.header_offset)
+        if _ENTRY in info.extra + info.comment:
+            # A damaged length makes zipfile take the entries that follow for a comment.
+            raise Damage(f"an entry within that of {info.filename!r}", info.header_offset)
+    placed = sorted(infos, key=lambda info: info.header_offset)
+    if unlisted := placed[0].header_offset if placed else archive.start_dir:
+        raise Damage(f"{unlisted} bytes that belong to no member")
+    for info, after in itertools.pairwise(placed):
+        if info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size > after.header_offset:
+            raise Damage(f"{after.filename!r} within {info.filename!r}", after.header_offset)
+    # No more than this can be unpacked: zipfile stops at the size that a member states.
+    check_size(sum(info.file_size for info in infos), archive_bytes, "unpacked members")
+    return {info.filename.removesuffix(_SUFFIX): info for info in infos}
 
 
 @contextmanager
-def _tensor(name: str) -> Iterator[None]:
-    """Put the tensor's name before the message of whatever goes wrong."""
+def _tensor(name: str, info: zipfile.ZipInfo) -> Iterator[None]:
+    """Say of whatever goes wrong which tensor it is and where its member begins."""
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:
-        raise ValueError(f"in {name!r}: {error or type(error).__name__}") from error
+        reason = str(error)[:_REASON_CHARACTERS] or type(error).__name__
+        raise Damage(f"in {name!r}: {reason}", info.header_offset) from error
+
+
+def _read_values(member: IO[bytes], size: int) -> np.ndarray:
+    """The rest of a member, which must be of this size and have the right checksum."""
+    values = np.empty(size, np.uint8)
+    position = 0
+    # At the end, zipfile compares the checksum. Small blocks: they are in memory twice.
+    while block := member.read(_BLOCK_BYTES):
+        values[position : position + len(block)] = np.frombuffer(block, np.uint8)
+        position += len(block)
+    if position != size:
+        raise ValueError(f"{position} bytes of values, where {size} were announced")
+    return values
 
 
 def _read_header(

@@ -11,14 +11,32 @@ from pathlib import Path
 import numpy as np
 
 from jaxtransfer.errors import FormatError, OutputError, ReferenceNotFoundError
-from jaxtransfer.formats import npz, safetensors, sharded
+from jaxtransfer.formats import (
+    caffe,
+    darknet,
+    keras,
+    msgpack,
+    npz,
+    onnx,
+    orbax,
+    safetensors,
+    sharded,
+    tensorflow,
+    torch,
+    wordvectors,
+)
 from jaxtransfer.formats.base import Inspection, PathLike, Reader, reading, sha256_of
 from jaxtransfer.tree.names import SEPARATOR, named_leaves
 from jaxtransfer.types import PyTree
 
 READERS: tuple[Reader, ...] = (
+    # What begins with a signature, or has files of certain names, comes first;
     safetensors.READER,
     npz.READER,
+    torch.READER,
+    keras.READER,
+    tensorflow.READER,
+    orbax.READER,
     Reader(
         sharded.NAME,
         sharded.matches,
@@ -27,6 +45,13 @@ READERS: tuple[Reader, ...] = (
             path, lambda shard: _shard_reader(shard).inspect(shard)
         ),
     ),
+    # then what is told by the structure of its first bytes,
+    msgpack.READER,
+    onnx.READER,
+    caffe.READER,
+    # and last what is told by little more than plausible numbers.
+    darknet.READER,
+    wordvectors.READER,
 )
 """All formats; the first one whose `matches` is true reads the file."""
 
@@ -69,9 +94,9 @@ def _shard_reader(path: Path) -> Reader:
 
 
 def _head(path: Path) -> bytes:
-    if path.is_dir():
-        return b""
     with reading(path, "regular"):
+        if path.is_dir():
+            return b""
         if path.exists() and not path.is_file():
             raise FormatError(f"{path}: expected a file, found a device, a pipe or a socket")
         with open(path, "rb") as file:

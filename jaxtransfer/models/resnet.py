@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -408,7 +408,10 @@ def cifar_resnet(
         rules=(("pytorch_resnet_cifar10", PYTORCH_RESNET_CIFAR10_RULES),),
         paper=PAPER,
     )
-    return spec, module, Preprocess(spec.input_size, channels)
+    if channels != 3:
+        return spec, module, Preprocess(spec.input_size, channels)
+    # The published weights were trained with the normalisation of ImageNet.
+    return spec, module, replace(IMAGENET_PREPROCESS, size=spec.input_size, crop_fraction=1.0)
 
 
 def _check_sizes(name: str, **sizes: int) -> None:

@@ -1,0 +1,527 @@
+"""Every reader on damaged files: a `FormatError` or arrays, and nothing else happens.
+
+Each format's files are damaged thousands of times, each time in a few places, and read by a process
+of their own (hostile.py), which limits memory and time and forbids code, processes, sockets and
+other files. Real weights are damaged where they are present, else small files that are made here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import pytest
+from flax import serialization
+
+from jaxtransfer.formats import READERS, read_weights, write_weights
+from jaxtransfer.formats.darknet import read as read_darknet
+from jaxtransfer.formats.orbax import write as write_orbax
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CASES = 2000
+ROUNDS = 25
+HANGS, CRASHES = -14, -11
+"""What a process returns that SIGALRM or SIGSEGV ended."""
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="only Linux limits and tells what is allocated"
+)
+
+
+# The files that are damaged. A builder puts them into a folder and returns the path that is read.
+
+Build = Callable[[Path], Path]
+BuildFrom = Callable[[Path, Path], Path]
+"""The second path is the folder of real weights."""
+
+
+class Seed(NamedTuple):
+    """The undamaged files of a format.
+
+    Attributes:
+        module: the module with the reader.
+        small: makes small ones, or copies a fixture; for lack of real ones, or because reading
+            these thousands of times would take too long.
+        real: copies real ones.
+        part: makes smaller ones of real ones, if reading these would take too long.
+        options: more options for the process.
+    """
+
+    module: str
+    small: Build | None
+    real: BuildFrom | None = None
+    part: BuildFrom | None = None
+    options: tuple[str, ...] = ()
+
+
+def copy_of(*names: str) -> BuildFrom:
+    """Copies files; the first one is read."""
+
+    def build(folder: Path, source: Path) -> Path:
+        for name in names:
+            shutil.copyfile(source / name, folder / Path(name).name)
+        return folder / Path(names[0]).name
+
+    return build
+
+
+def fixture(*names: str) -> Build:
+    return lambda folder: copy_of(*names)(folder, HERE / "fixtures")
+
+
+def few_tensors() -> dict[str, np.ndarray]:
+    values = np.random.default_rng(0)
+    return {
+        "conv/kernel": values.normal(size=(3, 3, 2, 4)).astype(np.float32),
+        "conv/bias": values.normal(size=4).astype(np.float16),
+        "norm/count": np.array(7),
+        "empty": np.empty((0, 3), np.float32),
+    }
+
+
+def small_safetensors(folder: Path) -> Path:
+    write_weights(few_tensors(), folder / "model.safetensors", {"format": "pt", "epoch": "3"})
+    return folder / "model.safetensors"
+
+
+def small_npz(folder: Path) -> Path:
+    np.savez_compressed(folder / "model.npz", **few_tensors())  # pyright: ignore[reportArgumentType]
+    return folder / "model.npz"
+
+
+def small_msgpack(folder: Path) -> Path:
+    tree = {"params": few_tensors(), "step": 3, "names": {"0": "a", "1": "b"}}
+    (folder / "model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+    return folder / "model.msgpack"
+
+
+def sharded(folder: Path, flat: dict[str, np.ndarray]) -> Path:
+    names = list(flat)
+    shards = {f"model-{n + 1}-of-2.safetensors": names[n::2] for n in range(2)}
+    for shard, mine in shards.items():
+        write_weights({name: flat[name] for name in mine}, folder / shard, {"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    places = {name: shard for shard, mine in shards.items() for name in mine}
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}, indent=2))
+    return index
+
+
+def small_hdf5(folder: Path) -> Path:
+    """A file as Keras 2 writes it, with one dataset in packed chunks."""
+    path = folder / "model.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [b"conv", b"norm"]
+        file.attrs["keras_version"] = b"2.4.0"
+        for layer, names in {"conv": ["kernel", "bias"], "norm": ["count"]}.items():
+            group = file.create_group(layer)
+            group.attrs["weight_names"] = [f"{layer}/{name}:0".encode() for name in names]
+            for name in names:
+                values = few_tensors()[f"{layer}/{name}"]
+                packed = {"chunks": (2, 2, 2, 2), "compression": "gzip", "shuffle": True}
+                group.create_dataset(
+                    f"{layer}/{name}:0", data=values, **(packed if name == "kernel" else {})
+                )
+    return path
+
+
+def small_keras(folder: Path) -> Path:
+    """An archive as Keras 3 writes it."""
+    with zipfile.ZipFile(folder / "model.keras", "w") as archive:
+        archive.writestr("metadata.json", '{"keras_version": "3.15.0"}')
+        config = {"module": "keras", "class_name": "Sequential", "config": {"layers": []}}
+        archive.writestr("config.json", json.dumps(config))
+        stream = io.BytesIO()
+        with h5py.File(stream, "w") as file:
+            variables = file.create_group("layers/conv2d/vars")
+            variables["0"] = few_tensors()["conv/kernel"]
+            variables["1"] = few_tensors()["conv/bias"]
+            file["layers/conv2d"].attrs["name"] = "conv"
+        archive.writestr("model.weights.h5", stream.getvalue())
+    return folder / "model.keras"
+
+
+def small_orbax(folder: Path) -> Path:
+    write_orbax(few_tensors(), folder / "model.orbax")
+    return folder / "model.orbax"
+
+
+def lines_of(name: str, count: int, header: str = "") -> BuildFrom:
+    """The first lines of a text, below a header of their own."""
+
+    def build(folder: Path, weights: Path) -> Path:
+        lines = (weights.parent / "text" / name).read_bytes().splitlines(keepends=True)
+        chosen = lines[bool(header) :][:count]
+        (folder / name).write_bytes(header.encode() + b"".join(chosen))
+        return folder / name
+
+    return build
+
+
+def small_vectors(folder: Path) -> Path:
+    values = np.random.default_rng(0).normal(size=(40, 8))
+    lines = [f"word{row} " + " ".join(f"{x:.5f}" for x in values[row]) for row in range(40)]
+    (folder / "vectors.txt").write_text("\n".join(lines) + "\n")
+    return folder / "vectors.txt"
+
+
+def fields_of(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """The fields of a protocol buffer: the number, the content, and the field as it is written."""
+    stream = io.BytesIO(message)
+
+    def varint() -> int:
+        value = shift = 0
+        while (byte := stream.read(1)[0]) >= 0x80:
+            value += (byte & 0x7F) << shift
+            shift += 7
+        return value + (byte << shift)
+
+    while (begin := stream.tell()) < len(message):
+        number, kind = divmod(varint(), 8)
+        length = {0: 0, 1: 8, 5: 4}[kind] if kind != 2 else varint()
+        if kind == 0:
+            varint()
+        content = stream.read(length)
+        yield number, content, message[begin : stream.tell()]
+
+
+def shorter(message: bytes, long: int) -> bytes:
+    """A protocol buffer without the fields that are long."""
+    return b"".join(field for _, _, field in fields_of(message) if len(field) < long)
+
+
+def part_of_npz(folder: Path, weights: Path) -> Path:
+    """The small arrays of a real file."""
+    path = folder / "decoded_float32.npz"
+    with np.load(weights / SQUEEZENET) as whole:
+        few = {name: whole[name] for name in whole.files if whole[name].nbytes < 20_000}
+    np.savez_compressed(path, **few)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+def part_of_keras(name: str) -> BuildFrom:
+    """The first layers of a real file."""
+
+    def build(folder: Path, weights: Path) -> Path:
+        path = folder / Path(name).name
+        with h5py.File(weights / name) as whole, h5py.File(path, "w") as file:
+            group = whole.get("model_weights", whole)
+            layers = [layer for layer in group.attrs["layer_names"] if len(group[layer])][:4]
+            for key, value in {**whole.attrs, **group.attrs, "layer_names": layers}.items():
+                file.attrs[key] = value
+            for layer in layers:
+                file.copy(group[layer], layer.decode())
+        return path
+
+    return build
+
+
+def part_of_caffe(folder: Path, weights: Path) -> Path:
+    """The layers of a real file that have few weights."""
+    path = folder / "slim-320.caffemodel"
+    path.write_bytes(shorter((weights / CAFFE).read_bytes(), 3000))
+    return path
+
+
+def part_of_onnx(folder: Path, weights: Path) -> Path:
+    """A real file without its large initialisers and most of its nodes."""
+    whole = (weights / ULTRAFACE).read_bytes()
+    ((graph, graph_field),) = [(content, field) for n, content, field in fields_of(whole) if n == 7]
+    fields = [(number, field) for number, _, field in fields_of(graph) if len(field) < 2000]
+    nodes = [field for number, field in fields if number == 1][:20]
+    tensors = [field for number, field in fields if number == 5][:20]
+    others = [field for number, field in fields if number not in (1, 5)]
+    kept = b"".join([*nodes, *others, *tensors])
+    size = [(len(kept) >> 7 * group & 0x7F) | 0x80 * (group < 2) for group in range(3)]
+    path = folder / "version-slim-320.onnx"
+    path.write_bytes(whole.replace(graph_field, bytes([7 << 3 | 2, *size]) + kept))
+    return path
+
+
+def part_of_darknet(folder: Path, weights: Path) -> Path:
+    """The first layers of a real network."""
+    sections = (weights / DARKNET[1]).read_text().split("\n[")
+    layers = 12
+    flat = read_darknet(weights / DARKNET[0])
+    values = sum(array.nbytes for name, array in flat.items() if int(name.split("/")[0]) < layers)
+    (folder / "part.cfg").write_text("\n[".join(sections[: layers + 1]) + "\n")
+    header = 20  # Three int32 of the version and an int64 of the images seen.
+    path = folder / "part.weights"
+    path.write_bytes((weights / DARKNET[0]).read_bytes()[: header + values])
+    return path
+
+
+SILERO = "silero_vad_safetensors_onnx/silero_vad_16k.safetensors"
+SQUEEZENET = "squeezenet_v1.0_deepcompression/decoded_float32.npz"
+RESNET_20 = "cifar10_resnet/resnet20-12fca82f.th"
+CAFFE = "ultraface_slim/slim-320.caffemodel"
+ULTRAFACE = "ultraface_slim/version-slim-320.onnx"
+RESNET_8 = "mlperf_tiny_keras/pretrainedResnet.h5"
+MOBILENET = "mobilenet_v1_0.25_224_keras_notop/mobilenet_2_5_224_tf_no_top.h5"
+DARKNET = [f"yolo_fastest_darknet/yolo-fastest-1.1.{suffix}" for suffix in ("weights", "cfg")]
+VARIABLES = [
+    f"mlperf_tiny_kws_savedmodel/variables/variables.{suffix}"
+    for suffix in ("index", "data-00000-of-00001")
+]
+OBJECTS = [f"tensorflow/objects/ckpt-1.{suffix}" for suffix in ("index", "data-00000-of-00001")]
+GLOVE, GOOGLE_NEWS = "glove_twitter_25d_12k.txt", "googlenews300_top1000.w2v.txt"
+
+BEHIND_ZIP = ("--inside-zip",)
+BEHIND_TABLE = ("--forget-checksums", "masked")
+
+SEEDS = {
+    "safetensors": Seed("safetensors", small_safetensors, copy_of(SILERO)),
+    "sharded safetensors": Seed(
+        "sharded",
+        lambda folder: sharded(folder, few_tensors()),
+        lambda folder, weights: sharded(folder, read_weights(weights / SILERO)),
+    ),
+    "npz": Seed("npz", small_npz, copy_of(SQUEEZENET), part_of_npz),
+    "npz, members": Seed("npz", small_npz, options=BEHIND_ZIP),
+    "torch, legacy": Seed(
+        "torch",
+        fixture("torch/legacy.pt"),
+        copy_of(RESNET_20),
+        lambda folder, _: fixture("torch/legacy.pt")(folder),
+    ),
+    "torch, zip": Seed("torch", fixture("torch/zip.pt")),
+    "torch, zip members": Seed("torch", fixture("torch/zip.pt"), options=BEHIND_ZIP),
+    "torch, TorchScript members": Seed("torch", fixture("torch/script.pt"), options=BEHIND_ZIP),
+    "msgpack": Seed("msgpack", small_msgpack),
+    "Keras, HDF5": Seed("keras", small_hdf5, copy_of(RESNET_8), part_of_keras(RESNET_8)),
+    "Keras, Keras 1 HDF5": Seed("keras", small_hdf5, copy_of(MOBILENET), part_of_keras(MOBILENET)),
+    "Keras, archive": Seed("keras", small_keras),
+    "Keras, archive's members": Seed("keras", small_keras, options=BEHIND_ZIP),
+    "TensorFlow": Seed("tensorflow", fixture(*OBJECTS), copy_of(*VARIABLES)),
+    "TensorFlow, behind checksums": Seed(
+        "tensorflow",
+        fixture(*OBJECTS),
+        copy_of(*VARIABLES),
+        lambda folder, _: fixture(*OBJECTS)(folder),
+        BEHIND_TABLE,
+    ),
+    "TensorFlow 1": Seed("tensorflow", fixture("tensorflow/version1")),
+    "TensorFlow 1, behind checksums": Seed(
+        "tensorflow", fixture("tensorflow/version1"), options=BEHIND_TABLE
+    ),
+    "Caffe": Seed("caffe", None, copy_of(CAFFE), part_of_caffe),
+    "Darknet": Seed("darknet", None, copy_of(*DARKNET), part_of_darknet),
+    "ONNX": Seed("onnx", None, copy_of(ULTRAFACE), part_of_onnx),
+    "Orbax": Seed("orbax", small_orbax),
+    "word vectors, GloVe": Seed(
+        "wordvectors", small_vectors, lines_of(GLOVE, 2000), lines_of(GLOVE, 60)
+    ),
+    "word vectors, word2vec": Seed(
+        "wordvectors",
+        small_vectors,
+        lines_of(GOOGLE_NEWS, 100, "100 300\n"),
+        lines_of(GOOGLE_NEWS, 5, "5 300\n"),
+    ),
+    "word vectors, fastText": Seed("wordvectors", fixture("fasttext/supervised.bin")),
+}
+
+
+# The process that reads them.
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder, in memory where there is such a place: it is written to without end."""
+    memory = Path("/dev/shm")
+    place = memory if os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="jaxtransfer-hostile-", dir=place) as name:
+        (Path(name) / "files").mkdir()
+        yield Path(name) / "files"
+
+
+def run(
+    module: str, path: Path, folder: Path, *options: str, python_path: Path = ROOT
+) -> tuple[int, str]:
+    """The return code of the process and what it said."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(python_path),
+        # Freed memory goes back at once, so that what one case used does not serve the next one.
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(2**18),
+        "MALLOC_TRIM_THRESHOLD_": str(2**18),
+        # Threads would allocate stacks.
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    process = subprocess.run(
+        [sys.executable, HERE / "hostile.py", module, path, folder, *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return process.returncode, process.stdout + process.stderr[-4000:]
+
+
+def damage(seed: Seed, folder: Path, build: Build, rounds: int) -> dict[str, Any]:
+    """Damage the files of a format and read them; the counts."""
+    path = build(folder)
+    module = f"jaxtransfer.formats.{seed.module}"
+    how_many = ("--rounds", str(rounds), "--cases", str(CASES))
+    code, said = run(module, path, folder, *seed.options, *how_many)
+    last = Path(f"{folder}.case")
+    case = last.read_text().partition("\n")[0] if last.exists() else "none"
+    assert code == 0, f"the process returned {code} at the case {case}:\n{said}"
+    print(said, end="")
+    return json.loads(said)
+
+
+@pytest.fixture
+def weights(request: pytest.FixtureRequest) -> Path | None:
+    try:
+        return request.getfixturevalue("real_data") / "weights"
+    except pytest.skip.Exception:
+        return None
+
+
+def build_of(seed: Seed, weights: Path | None, is_quick: bool) -> Build:
+    """The builder of the files that are damaged here and now."""
+    from_real = seed.part or seed.real if is_quick else seed.real
+    if weights is not None and from_real is not None:
+        return lambda folder: from_real(folder, weights)
+    if seed.small is None:
+        pytest.skip("no real weights, and no small file of this format")
+    return seed.small
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_damaged_file_is_read_or_is_a_format_error(name, folder, weights):
+    seed = SEEDS[name]
+    counts = damage(seed, folder, build_of(seed, weights, is_quick=True), rounds=1)
+    assert counts["cases"] == counts["accepted"] + counts["refused"] == CASES
+    assert counts["accepted"] and counts["refused"]
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_damaged_file_is_read_or_is_a_format_error_in_50_000_cases(name, folder, weights):
+    seed = SEEDS[name]
+    counts = damage(seed, folder, build_of(seed, weights, is_quick=False), ROUNDS)
+    assert counts["cases"] == counts["accepted"] + counts["refused"] == CASES * ROUNDS
+
+
+def test_every_reader_is_tried():
+    modules = {f"jaxtransfer.formats.{seed.module}" for seed in SEEDS.values()}
+    names = {importlib.import_module(module).NAME for module in modules}
+    assert {reader.name for reader in READERS} <= names
+
+
+# The guards themselves, shown on readers that misbehave.
+
+BEHAVIOUR = {
+    "nothing wrong": ("pass", ""),
+    "as much as is allowed": ("np.ones(60 << 20, np.uint8)", ""),
+    "a refusal": ("raise FormatError(f'{path}: found at byte 3: a hole')", ""),
+    "an array of NumPy": ("np.empty(80 << 20, np.uint8)", "allocated too much"),
+    "an object of Python": ("bytes(80 << 20)", "allocated too much"),
+    "many small objects": ("[bytes(40) for _ in range(1 << 20)]", "allocated too much"),
+    "a library in C": (
+        "sqlite3.connect(':memory:').execute('select randomblob(80000000)').fetchone()",
+        "allocated too much",
+    ),
+    "a library's own word for it": (
+        "raise FormatError(f'{path}: at byte 0') from OSError('memory allocation failed')",
+        "allocated too much",
+    ),
+    "a command": ("os.system('true')", "os.system"),
+    "a command that is kept quiet": (
+        "try: os.system('true')\n        except BaseException: pass",
+        "os.system",
+    ),
+    "a process": ("subprocess.run(['true'])", "subprocess.Popen"),
+    "a pickle": ("pickle.loads(b'cbuiltins\\nlen\\n.')", "pickle.find_class"),
+    "code": ("exec('1')", "exec"),
+    "a socket": ("socket.socket().connect(('127.0.0.1', 9))", "socket"),
+    "an import": ("import antigravity", "imported antigravity"),
+    "a file elsewhere": ("open('/etc/passwd')", "opened '/etc/passwd'"),
+    "a file that is written": ("open(path, 'r+b')", "for writing"),
+    "another error": ("raise ValueError('odd')", "ValueError: odd"),
+    "a file that is there": ("raise ReferenceNotFoundError(path)", "not a FormatError"),
+    "no path": ("raise FormatError('at byte 0: a hole')", "without the path"),
+    "no byte": ("raise FormatError(f'{path}: a hole')", "without the byte"),
+    "objects": ("return {'w': np.array([None])}", "an array of object"),
+    "another byte order": ("return {'w': np.ones(2, '>f4')}", "an array of >f4"),
+    "another shape than the header's": ("return {'w': np.ones(3, np.float32)}", "by its headers"),
+    "another name than the header's": ("return {'v': np.ones(2, np.float32)}", "by its headers"),
+    "hang": ("while True: pass", HANGS),
+    "hang in a library": ("time.sleep(60)", HANGS),
+    "crash": ("ctypes.string_at(0)", CRASHES),
+}
+"""What a reader does, and what the harness says of it, or what its process returns."""
+
+BAD_READER = """
+import ctypes, os, pickle, socket, sqlite3, subprocess, time
+import numpy as np
+from jaxtransfer.errors import FormatError, ReferenceNotFoundError
+from jaxtransfer.formats.base import Inspection, Reader, TensorInfo
+
+NAME = "bad"
+
+def read(path):
+    behaviour = path.read_bytes()[0]
+{cases}
+    return {{"w": np.ones(2, np.float32)}}
+
+def inspect(path):
+    return Inspection(path, NAME, (TensorInfo("w", (2,), "float32", 8),))
+
+READER = Reader(NAME, lambda head, path: False, read, inspect)
+"""
+
+
+def becomes(value: int) -> str:
+    """The case that flips bits of the first byte until it has a value."""
+    flips = [bytes([0, 0, 0, 0, 0, 0, bit, 0]) for bit in range(8) if value >> bit & 1]
+    return (b"\0" + b"".join(flips)).hex()
+
+
+@pytest.fixture
+def misbehave(folder: Path, tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    """Reads with a reader that behaves as the first byte of the damaged file says."""
+    code = [
+        f"    if behaviour == {number}:\n        {statement}\n"
+        for number, (statement, _) in enumerate(BEHAVIOUR.values(), start=1)
+    ]
+    (tmp_path / "bad_reader.py").write_text(BAD_READER.format(cases="".join(code)))
+    (folder / "weights").write_bytes(bytes(600))
+    numbers = {name: number for number, name in enumerate(BEHAVIOUR, start=1)}
+
+    def read(*names: str) -> tuple[int, str]:
+        cases = [becomes(numbers[name]) for name in names]
+        path = folder / "weights"
+        options = ("--seconds", "1", "--only", *cases)
+        return run("bad_reader", path, folder, *options, python_path=tmp_path)
+
+    return read
+
+
+def test_what_no_reader_may_do_is_seen(misbehave):
+    expected = {name: says for name, (_, says) in BEHAVIOUR.items() if isinstance(says, str)}
+    code, said = misbehave(*expected)
+    assert code == 0, said
+    for (name, says), problem in zip(expected.items(), json.loads(said), strict=True):
+        assert (says in problem) if says else not problem, f"{name}: {problem!r}"
+
+
+@pytest.mark.parametrize("name", [n for n, (_, says) in BEHAVIOUR.items() if says in (-14, -11)])
+def test_what_ends_the_process_is_seen(misbehave, name):
+    code, said = misbehave(name)
+    assert code == BEHAVIOUR[name][1], said
+    assert "bad_reader.py" in said  # Where it happened.
