@@ -13,8 +13,10 @@ from jaxtransfer.evaluate.comparison import Budget as Budget
 from jaxtransfer.evaluate.comparison import Comparison as Comparison
 from jaxtransfer.evaluate.predict import predict as predict
 from jaxtransfer.evaluate.pretrain import pretrain as pretrain
+from jaxtransfer.formats import WordVectors as WordVectors
 from jaxtransfer.formats import inspect_weights as inspect_weights
 from jaxtransfer.formats import read_weights as read_weights
+from jaxtransfer.formats import read_word_vectors as read_word_vectors
 from jaxtransfer.formats import write_weights as write_weights
 from jaxtransfer.mapping import TORCH_BUFFERS as TORCH_BUFFERS
 from jaxtransfer.mapping import Receipt as Receipt

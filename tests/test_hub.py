@@ -567,6 +567,11 @@ def test_an_index_of_the_usual_name_goes_before_other_files(site):
     assert hub.resolve("hf://org/net").name == "model.safetensors.index.json"
 
 
+def test_an_index_of_another_name_goes_before_its_shards(site):
+    site.repositories["org/net"] = Repository(sharded("unusual"))
+    assert hub.resolve("hf://org/net").name == "unusual.safetensors.index.json"
+
+
 def test_shards_are_of_the_commit_of_their_index(site):
     site.repositories["org/net"] = Repository(sharded())
     hub.resolve("hf://org/net")
@@ -685,6 +690,12 @@ def test_other_refusals_are_told_once_and_short(site, status, remedy):
     assert f"the answer {status} (no, …)" in message and remedy in message
 
 
+def test_a_server_that_fails_after_the_list_is_told(site):
+    site.repositories["org/net"] = Repository({"x.npz": b""})
+    site.files["/org/net/resolve/main/x.npz"] = Served(b"", answers=[Answer(503)] * 99)
+    assert "the answer 503" in message_of("hf://org/net", DownloadError)
+
+
 def test_a_page_instead_of_the_hub_is_told(site):
     site.repositories["org/net"] = Repository({}, unlisted=Answer(200, {}, b"<html>Log in!"))
     assert site.url in message_of("hf://org/net", DownloadError)
@@ -793,10 +804,14 @@ def test_a_long_header_is_fetched_to_its_end(site):
     assert {headers["accept-encoding"] for headers in site.asked("/long")} == {"identity"}
 
 
-def test_the_headers_of_all_shards_are_inspected(site):
-    site.repositories["org/net"] = Repository(sharded(), large=tuple(SHARDS))
-    found = hub.inspect_remote("hf://org/net")
-    assert found is not None and found.path == Path("model.safetensors.index.json")
+@pytest.mark.parametrize("folder", ["", "sub/"])
+def test_the_headers_of_all_shards_are_inspected(site, folder):
+    files = {f"{folder}{name}": content for name, content in sharded().items()}
+    large = tuple(f"{folder}{name}" for name in SHARDS)
+    site.repositories["org/net"] = Repository(files, large=large)
+    index = f"{folder}model.safetensors.index.json"
+    found = hub.inspect_remote(f"hf://org/net/{index}")
+    assert found is not None and found.path == Path(index)
     assert [(tensor.name, tensor.shape) for tensor in found.tensors] == [
         ("a", (50_000,)),
         ("b", (2, 3)),

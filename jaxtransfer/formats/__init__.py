@@ -11,3 +11,5 @@ from jaxtransfer.formats.sniff import inspect_weights as inspect_weights
 from jaxtransfer.formats.sniff import read_weights as read_weights
 from jaxtransfer.formats.sniff import reader_of as reader_of
 from jaxtransfer.formats.sniff import write_weights as write_weights
+from jaxtransfer.formats.wordvectors import WordVectors as WordVectors
+from jaxtransfer.formats.wordvectors import read_word_vectors as read_word_vectors

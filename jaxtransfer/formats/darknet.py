@@ -111,8 +111,8 @@ def read_cfg(path: PathLike) -> tuple[Section, ...]:
     """
     with reading(path, f"{NAME} .cfg"), open(path, "rb") as file:
         content = file.read(_LARGEST_CFG + 1)
-        if len(content) > _LARGEST_CFG or b"\0" in content:
-            raise Damage(f"no text of at most {_LARGEST_CFG} bytes", content.find(b"\0") + 1)
+        if len(content) > _LARGEST_CFG:
+            raise Damage(f"more than {_LARGEST_CFG} bytes")
         sections = tuple(_sections(content))
         if not sections or sections[0].kind != "net":
             raise Damage("no section [net] at the beginning")

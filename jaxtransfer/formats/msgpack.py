@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import ml_dtypes
 import msgpack
@@ -237,7 +237,8 @@ def _node(tokens: _Tokens, name: str, depth: int) -> dict[str, Any] | _Leaf:
     if kind in ("map", "array") and (value or not depth):
         if depth == _DEEPEST:
             raise Damage(f"maps within maps, more than {_DEEPEST} deep", start)
-        return _branch(tokens, name, depth, kind, value)
+        tree = _branch(tokens, name, depth, kind, value)
+        return _Leaf(_from_chunks(tree, name, start), start) if _CHUNKED in tree else tree
     if kind == "ext":
         return _Leaf(_extension(tokens, name, value), start)
     if kind == "str":
@@ -248,18 +249,13 @@ def _node(tokens: _Tokens, name: str, depth: int) -> dict[str, Any] | _Leaf:
     return _Leaf({"map": "{}", "array": "[]"}.get(kind, str(value)), start)
 
 
-def _branch(
-    tokens: _Tokens, name: str, depth: int, kind: str, count: int
-) -> dict[str, Any] | _Leaf:
-    start = tokens.position
+def _branch(tokens: _Tokens, name: str, depth: int, kind: str, count: int) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for index in range(count):
         key = _key(tokens) if kind == "map" else str(index)
         if key in tree:
             raise Damage(f"the key {key!r} twice in {name!r}", tokens.position)
         tree[key] = _node(tokens, f"{name}/{key}" if name else key, depth + 1)
-    if _CHUNKED in tree:
-        return _Leaf(_from_chunks(tree, name, start), start)
     return tree
 
 
@@ -437,14 +433,15 @@ def _write_chunks(file: IO[bytes], array: np.ndarray) -> None:
     packer.pack_map_header(len(starts))
     file.write(packer.bytes())
     for index, start in enumerate(starts):
-        file.write(msgpack.packb(str(index)))
+        file.write(msgpack.Packer().pack(str(index)))
         _write_array(file, values[start : start + step])
 
 
 def _write_array(file: IO[bytes], array: np.ndarray) -> None:
     values = array.reshape(-1).view(np.uint8).data
-    packed = msgpack.packb((array.shape, array.dtype.name, values))
-    file.write(msgpack.Packer().pack_ext_type(_ARRAY, packed))
+    packer = msgpack.Packer()
+    packed = packer.pack((array.shape, array.dtype.name, values))
+    file.write(cast(bytes, packer.pack_ext_type(_ARRAY, packed)))
 
 
 READER = Reader(NAME, matches, read, inspect, write, suffix=".msgpack")

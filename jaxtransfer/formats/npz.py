@@ -3,8 +3,8 @@
 Names may contain `/`, as in the weights of big_vision. NumPy has no bfloat16: it writes such an
 array as two bytes of no type (`|V2`), which come back as bfloat16 here.
 
-Values are copied out of the archive, even those that are not compressed: each member has a checksum,
-which a view of the file would leave unchecked.
+Values are copied out of the archive, even those that are not compressed: each member has a
+checksum, which a view of the file would leave unchecked.
 
 Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html and
 https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT

@@ -78,6 +78,7 @@ _CONTEXT = {
 }
 _CHUNK_BOOKKEEPING = 256
 _WRITTEN_CHUNK_ELEMENTS = 2**24
+_REASON_CHARACTERS = 300  # TensorStore cites whole headers.
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,23 @@ class _Folder:
         arrays = {key.rpartition("/")[0] for key in present if key.endswith(_HEADERS)}
         if unnamed := sorted(arrays - self.headers.keys()):
             raise Damage(f"arrays that {_TREE} does not name: {', '.join(unnamed[:5])}")
+        self._count_chunks(present)
+
+    def _count_chunks(self, present: set[str]) -> None:
+        """Refuse arrays with more or fewer chunks than their shape asks for.
+
+        A header may be stored without a checksum; this tells a changed number in a shape.
+        """
+        counts = Counter(_owner(key, self.headers) for key in present if not key.endswith(_HEADERS))
+        for key, header in self.headers.items():
+            found, expected = counts[key], _count(header.shape, header.chunk)
+            if found > expected or (found < expected and self._is_complete):
+                raise Damage(f"in {key!r}: {found} chunks, where its shape has {expected}")
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether chunks of zeros are stored too; older versions of Orbax left them out."""
+        return self.metadata.get("store_array_data_equal_to_fill_value", False) is True
 
     def values(self, entry: _Entry) -> np.ndarray:
         import tensorstore
@@ -166,10 +184,7 @@ class _Folder:
             "driver": "zarr3",
             "kvstore": {**self.spec, "path": f"{self._base_path()}{entry.key}/"},
             "metadata": _zarr3(json.loads(header.text)),
-            # Older versions of Orbax left out chunks of zeros, and did not say that they did not.
-            "fill_missing_data_reads": not self.metadata.get(
-                "store_array_data_equal_to_fill_value", False
-            ),
+            "fill_missing_data_reads": not self._is_complete,
         }
         with _about(entry.name):
             array = tensorstore.open(
@@ -351,7 +366,7 @@ def _dict_at(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _about(name: str) -> Iterator[None]:
-    """Put the tensor's name before the message, and leave out where in TensorStore it arose."""
+    """Put the tensor's name before the message of whatever goes wrong."""
     try:
         yield
     except MemoryError:
@@ -359,19 +374,27 @@ def _about(name: str) -> Iterator[None]:
     except KeyError as error:
         raise Damage(f"in {name!r}: no {error} in its header") from error
     except Exception as error:
-        reason = str(error).partition(" [")[0]
-        raise Damage(f"in {name!r}: {reason or type(error).__name__}") from error
+        reason = str(error)[:_REASON_CHARACTERS] or type(error).__name__
+        raise Damage(f"in {name!r}: {reason}") from error
 
 
 def _header(text: bytes) -> _Header:
     zarr = _zarr3(json.loads(text.decode(), object_pairs_hook=_without_repeats))
     shape, chunk = _sides(zarr["shape"], 0), _sides(_chunk_shape(zarr["chunk_grid"]), 1)
-    if len(shape) != len(chunk):
-        raise Damage(f"chunks of {len(chunk)} dimensions in an array of {len(shape)}")
+    if len(shape) != len(chunk) or any(a % b for a, b in zip(shape, chunk, strict=True)):
+        # Orbax never cuts an array into chunks that jut out over its end.
+        raise Damage(f"the shape {shape} in chunks of {chunk}")
     dtype = DTYPES.get(str(zarr["data_type"]))
     if dtype is None:
         raise Damage(f"the dtype {zarr['data_type']!r}, which no array here has")
     return _Header(text, shape, chunk, _count(shape, _innermost(chunk, zarr)), dtype)
+
+
+def _owner(key: str, headers: Mapping[str, _Header]) -> str:
+    """The array to which a chunk belongs."""
+    while key and key not in headers:
+        key = key.rpartition("/")[0]
+    return key
 
 
 def _count(shape: tuple[int, ...], chunk: tuple[int, ...]) -> int:
@@ -496,7 +519,7 @@ def write(
     except (OSError, ValueError) as error:  # TensorStore tells of a full disk by a ValueError.
         raise OutputError(
             f"{path}: expected to write a folder here, found: "
-            f"{getattr(error, 'strerror', None) or str(error).partition(' [')[0]}; make room in "
+            f"{getattr(error, 'strerror', None) or str(error)[:_REASON_CHARACTERS]}; make room in "
             f"{path.parent}, make it writable, or write elsewhere"
         ) from error
 
@@ -535,6 +558,8 @@ def _write_arrays(arrays: Mapping[str, np.ndarray], folder: Path) -> None:
     store: dict[str, Any] = {
         "driver": "ocdbt",
         "base": {"driver": "file", "path": f"{folder.resolve()}/"},
+        # Headers are kept among the keys then, which have checksums.
+        "config": {"max_inline_value_bytes": 1024},
     }
     context = tensorstore.Context()
     transaction = tensorstore.Transaction()
@@ -561,10 +586,12 @@ def _write_arrays(arrays: Mapping[str, np.ndarray], folder: Path) -> None:
 
 
 def _written_chunk(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Large arrays are cut along their first dimension, into chunks of nearly the same length."""
+    """Large arrays are cut along their first dimension, into equal chunks if that is possible."""
     whole = tuple(max(side, 1) for side in shape)
-    chunks = -(-math.prod(whole) // _WRITTEN_CHUNK_ELEMENTS)
-    return tuple(-(-side // chunks) for side in whole[:1]) + whole[1:]
+    least = -(-math.prod(whole) // _WRITTEN_CHUNK_ELEMENTS)
+    counts = (count for count in range(least, 4 * least) if whole and whole[0] % count == 0)
+    chunks = next(counts, 1)
+    return tuple(side // chunks for side in whole[:1]) + whole[1:]
 
 
 def _tree_metadata(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

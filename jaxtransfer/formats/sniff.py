@@ -50,8 +50,8 @@ READERS: tuple[Reader, ...] = (
     onnx.READER,
     caffe.READER,
     # and last what is told by little more than plausible numbers.
-    darknet.READER,
     wordvectors.READER,
+    darknet.READER,
 )
 """All formats; the first one whose `matches` is true reads the file."""
 

@@ -275,13 +275,12 @@ def _data_files(index: Path, header: Any, at: int) -> list[_Place]:
 
 def _slice_key(name: str, extents: Extents) -> bytes:
     """The key of a slice: zero, the name, the number of dimensions, and the extents."""
-    escaped = name.encode().replace(b"\0", b"\0\xff")
     numbers = [number for start, length in extents for number in _key_extent(start, length)]
     dimensions = len(extents).to_bytes(-(-len(extents).bit_length() // 8), "big")
     return b"".join(
         [
             _SLICE_KEY,
-            escaped,
+            name.encode(),
             b"\0\1",
             bytes([len(dimensions)]),
             dimensions,

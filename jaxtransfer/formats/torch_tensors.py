@@ -180,7 +180,9 @@ def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any, state: Any =
 
 
 def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    if not isinstance(function, Global) or function.call is None:
+    # Other functions have arguments of which the caller has not counted what they take.
+    is_known = isinstance(function, Global) and function.name.startswith("torch._utils._rebuild_")
+    if not is_known or function.call is None:
         raise Refused(f"a call of {kind_of(function)}")
     if not isinstance(arguments, tuple) or kind not in (_TENSOR, _PARAMETER):
         raise Refused(f"a tensor of the kind {kind_of(kind)}")
@@ -191,7 +193,7 @@ def _rebuild_on_device(tensor: Any, dtype: Any, device: Any, requires_grad: Any)
     """A tensor that was on a TPU or another device, as the CPU's copy of it."""
     has = tensor.values.dtype if isinstance(tensor, Array) else getattr(tensor, "dtype", None)
     if not isinstance(dtype, Global) or has is None or has != _dtype_of(dtype):
-        return Unreadable(f"of {kind_of(dtype)}, kept as {has}")
+        return Unreadable("kept in another dtype than its own")
     return tensor
 
 
@@ -200,7 +202,7 @@ def _unreadable(reason: str) -> Callable[..., Unreadable]:
 
 
 def _device(kind: Any, index: Any = None) -> str:
-    return plain_text(kind) if index is None else f"{plain_text(kind)}:{plain_text(index)}"
+    return ":".join(plain_text(part)[:16] for part in (kind, index) if part is not None)
 
 
 def _same(value: Any, *_: Any) -> Any:

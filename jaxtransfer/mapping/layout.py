@@ -77,6 +77,11 @@ LAYOUTS: Mapping[str, Kind] = {
         "a linear layer after a flatten: of (C, H, W) in the source, of (H, W, C) in the target",
         arguments=("c", "h", "w"),
     ),
+    "flatten_chw_keras": Kind(
+        "(c h w) o -> (h w c) o",
+        "the same for a source that keeps (in, out), as Keras with channels first",
+        arguments=("c", "h", "w"),
+    ),
     "split_heads": Kind(
         "(heads d) i -> i heads d",
         "a query, key or value projection: (out, in) to (in, heads, head size)",

@@ -2,6 +2,7 @@
 
     python hostile.py MODULE PATH FOLDER [--rounds N] [--cases N]
     python hostile.py MODULE PATH FOLDER --only CASE…
+    python hostile.py MODULE PATH FOLDER --traps PATH…
 
 The files of the folder are damaged one at a time, in place, by small edits that hypothesis draws.
 Every case is read as `PATH`, within limits of memory and time, while an audit hook watches what
@@ -307,14 +308,14 @@ def limits(data: int, file_bytes: int, seconds: int) -> Iterator[None]:
     `RLIMIT_DATA` counts what is allocated privately, not what is mapped from a file.
     """
     allowed = data + EXTRA_BYTES + FILE_RATIO * file_bytes
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (allowed, hard))
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, before[1]))
     signal.alarm(seconds)
     try:
         yield
     finally:
         signal.alarm(0)
-        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def fill_up_to_peak() -> mmap.mmap | None:
@@ -352,7 +353,7 @@ class Trial:
         self.path = path
         self.files = Files(folder, inside_zip)
         self.seconds = seconds
-        self.watch = Watch(folder)
+        self.watch = Watch(folder.parent)
         self.journal = os.open(f"{folder}.case", os.O_WRONLY | os.O_CREAT, 0o600)
         self.counts = Counts()
         self.several = len(self.files.descriptors) > 1
@@ -371,15 +372,28 @@ class Trial:
         self.filler = fill_up_to_peak()
 
     def try_case(self, case: bytes) -> None:
+        """Damage the files and read them, which must be refused or give what the headers say."""
         os.pwrite(self.journal, case.hex().encode() + b"\n", 0)
         with self.files.damaged_by(case):
-            before = Memory.now()
-            try:
-                with limits(before.data, self.files.bytes, self.seconds), self.watch.on():
-                    is_accepted = self._is_accepted()
-            except MemoryError as error:
-                raise AssertionError(f"allocated too much: {error}") from error
-            after = Memory.now()
+            self._try(self.files.bytes)
+
+    def try_trap(self, path: Path) -> None:
+        """Read a file that was made to do harm, which must be refused."""
+        os.pwrite(self.journal, os.fsencode(path) + b"\n", 0)
+        self.path = path
+        accepted = self.counts.accepted
+        self._try(path.stat().st_size)
+        if self.counts.accepted > accepted:
+            raise AssertionError("read")
+
+    def _try(self, file_bytes: int) -> None:
+        before = Memory.now()
+        try:
+            with limits(before.data, file_bytes, self.seconds), self.watch.on():
+                is_accepted = self._is_accepted()
+        except MemoryError as error:
+            raise AssertionError(f"allocated too much: {error}") from error
+        after = Memory.now()
         if self.watch.seen:
             raise AssertionError(f"did what no reader may do: {self.watch.seen}")
         if after.peak > before.peak:
@@ -444,7 +458,7 @@ class Trial:
             database=None,
             report_multiple_bugs=False,
             phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
-            suppress_health_check=tuple(hypothesis.HealthCheck),
+            suppress_health_check=tuple[Any, ...](hypothesis.HealthCheck),
         )
         for seed in range(rounds):
 
@@ -485,12 +499,16 @@ def _reader_in(module: str) -> Reader:
     return named[found.NAME] if found.NAME in named else found.READER
 
 
-def _problem_of(trial: Trial, case: bytes) -> str:
-    try:
-        trial.try_case(case)
-    except (Exception, Forbidden) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+def _problems_of(step: Callable[[Any], None], things: list[Any]) -> list[str]:
+    """What is wrong with what a reader does with each of some things; nothing if it is empty."""
+    problems = []
+    for thing in things:
+        try:
+            step(thing)
+            problems.append("")
+        except (Exception, Forbidden) as error:
+            problems.append(f"{type(error).__name__}: {error}")
+    return problems
 
 
 def main() -> None:
@@ -504,6 +522,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--only", type=bytes.fromhex, nargs="+", metavar="CASE")
+    parser.add_argument("--traps", type=Path, nargs="+", metavar="PATH")
     arguments = parser.parse_args()
     faulthandler.enable()
     # Says where, even inside a library, and then lets the signal end the process.
@@ -519,7 +538,9 @@ def main() -> None:
         forget_checksums(arguments.forget_checksums)
     trial.warm_up()
     if arguments.only:
-        print(json.dumps([_problem_of(trial, case) for case in arguments.only]))
+        print(json.dumps(_problems_of(trial.try_case, arguments.only)))
+    elif arguments.traps:
+        print(json.dumps(_problems_of(trial.try_trap, arguments.traps)))
     else:
         trial.run(arguments.rounds, arguments.cases)
         print(json.dumps(dataclasses.asdict(trial.counts)))

@@ -280,6 +280,15 @@ DAMAGED = {
     "no values": (with_blob(shape={"dim": [2]}), "0 values for the shape"),
     "half a number": (with_blob(shape={"dim": [1]}, data=[bytes(5)]), "5 bytes for numbers"),
     "negative shape": (with_blob(shape={"dim": [-1, -3]}, data=[bytes(12)]), r"\(-1, -3\)"),
+    "negative packed shape": (
+        net([("a", "Scale", [])])
+        + length_delimited(
+            100,
+            b"\x0a\x01a"
+            + length_delimited(7, length_delimited(7, length_delimited(1, varint(2**64 - 2)))),
+        ),
+        r"0 values for the shape \(-2,\)",
+    ),
     "huge shape": (with_blob(shape={"dim": [2**62, 4]}, data=[bytes(12)]), "3 values for"),
     "two kinds": (with_blob(data=[bytes(4)], double_data=[bytes(8)]), "both float and double"),
     "many axes": (with_blob(shape={"dim": [1] * 33}, data=[bytes(4)]), "more than 32 numbers"),

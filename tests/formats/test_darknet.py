@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from pathlib import Path
 
@@ -102,6 +103,21 @@ KINDS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "strides that differ": (
         "[convolutional]\nfilters=1\nstride_x=2\nstride_y=3\n[conn]\noutput=1\n",  # 3 x 4
         {"0/biases": (1,), "0/weights": (1, 6, 1, 1), "1/biases": (1,), "1/weights": (1, 12)},
+    ),
+    "padding by half the window": (
+        "[convolutional]\nfilters=1\nsize=5\npad=1\n"
+        "[convolutional]\nfilters=1\npadding=1\n"  # 11 x 9
+        "[conn]\noutput=2\n[conn]\noutput=1\n",
+        {
+            "0/biases": (1,),
+            "0/weights": (1, 6, 5, 5),
+            "1/biases": (1,),
+            "1/weights": (1, 1, 1, 1),
+            "2/biases": (2,),
+            "2/weights": (2, 99),
+            "3/biases": (1,),
+            "3/weights": (1, 2),
+        },
     ),
     "pooling over the whole image": (
         "[avgpool]\n[connected]\noutput=3\n",
@@ -307,39 +323,48 @@ def test_layers_that_cannot_be_read_are_all_named(tmp_path):
         assert f" ! {line}, at byte " in str(caught.value)
 
 
-BAD: dict[str, str] = {
-    "nothing": "",
-    "no [net]": "[conv]\n",
-    "an option before all": "a=1\n[net]\n",
-    "no option": NET + "[conv]\nfilters\n",
-    "no number": NET + "[conv]\nfilters=many\n",
-    "a huge number": NET + "[conv]\nfilters=99999999999\n",
-    "no input": "[net]\n[conv]\n",
-    "no filters": NET + "[conv]\nfilters=0\n",
-    "negative filters": NET + "[conv]\nfilters=-3\n",
-    "negative size": NET + "[conv]\nsize=-3\n",
-    "no stride": NET + "[maxpool]\nstride=0\n",
-    "a stride of the wrong sign": NET + "[reorg]\nstride=-2\n",
-    "groups that do not divide": NET + "[conv]\nfilters=2\ngroups=4\n",
-    "no groups": NET + "[route]\nlayers=0\ngroups=0\n",
-    "a window larger than the image": NET + "[conv]\nsize=20\n",
-    "itself": NET + "[route]\nlayers=0\n",
-    "before the first": NET + "[dropout]\n[shortcut]\nfrom=-2\n",
-    "no source": NET + "[dropout]\n[route]\n",
-    "sources of other sizes": NET + "[dropout]\n[upsample]\n[route]\nlayers=-1,-2\n",
-    "weights of no known kind": NET + "[dropout]\n[shortcut]\nfrom=0\nweights_type=some\n",
-    "growth without end": NET + "[upsample]\nstride=9999\n" * 9,
-    "another kind of file": "\0" * 100,
-    "a huge file": "#" * 2**19,
+BAD: dict[str, tuple[str, str]] = {
+    "nothing": ("", "no section [net]"),
+    "no [net]": ("[conv]\n", "no section [net]"),
+    "an option before all": ("a=1\n" + NET, "the line 'a=1'"),
+    "no option": (NET + "[conv]\nfilters\n", "the line 'filters'"),
+    "no number": (NET + "[conv]\nfilters=many\n", "filters=many in a section [convolutional]"),
+    "a huge number": (NET + "[conv]\nfilters=2147483648\n", "filters=2147483648"),
+    "a long number": (NET + "[conv]\nfilters=" + "9" * 9999, "filters=99999999999999999999 in"),
+    "no input": ("[net]\n[conv]\n", "the input with the shape (0, 1, 1)"),
+    "no filters": (NET + "[conv]\nfilters=0\n", "layer 0 [convolutional] with the shape (0, 9, 7)"),
+    "negative filters": (NET + "[conv]\nfilters=-3\n", "with the shape (-3, 9, 7)"),
+    "negative size": (NET + "[conv]\nsize=-3\n", "weights of layer 0 [convolutional]"),
+    "no stride": (NET + "[maxpool]\nstride=0\n", "with strides of (0, 0)"),
+    "a stride of the wrong sign": (NET + "[reorg]\nstride=-2\n", "with a stride of -2"),
+    "groups that do not divide": (NET + "[conv]\ngroups=4\n", "6 channels in 4 groups"),
+    "no groups": (NET + "[dropout]\n[route]\nlayers=0\ngroups=0\n", "6 channels in 0 groups"),
+    "a window larger than the image": (NET + "[conv]\nsize=20\n", "the shape (1, -10, -12)"),
+    "itself": (NET + "[route]\nlayers=0\n", "layers=0 in layer 0"),
+    "before the first": (NET + "[dropout]\n[shortcut]\nfrom=-2\n", "from=-2 in layer 1"),
+    "no source": (NET + "[dropout]\n[route]\n", "without 'layers'"),
+    "sources of other sizes": (
+        NET + "[dropout]\n[upsample]\n[route]\nlayers=-1,-2\n",
+        "heights and widths of [(9, 7), (18, 14)]",
+    ),
+    "weights of no known kind": (
+        NET + "[dropout]\n[shortcut]\nfrom=0\nweights_type=some\n",
+        "weights_type=some",
+    ),
+    "growth without end": (NET + "[upsample]\nstride=9999\n" * 9, "layer 2 [upsample] with"),
+    "another kind of file": ("\0" * 100, "the line '"),
+    "a huge file": ("#" * 2**19, "more than 262144 bytes"),
 }
 
 
-@pytest.mark.parametrize("cfg", BAD.values(), ids=BAD)
-def test_a_cfg_that_cannot_be_is_a_format_error_that_names_it(tmp_path, cfg):
+@pytest.mark.parametrize(("cfg", "found"), BAD.values(), ids=BAD)
+def test_a_cfg_that_cannot_be_is_a_format_error_that_names_it(tmp_path, cfg, found):
     path = written(tmp_path, SMALL, SMALL_VALUES)
     (tmp_path / "a.cfg").write_text(cfg)
     for function in (read, inspect):
-        with pytest.raises(FormatError, match=r"a\.cfg: expected .*found at byte \d+: \S"):
+        with pytest.raises(
+            FormatError, match=rf"a\.cfg: expected .*found at byte \d+: .*{re.escape(found)}"
+        ):
             function(path)
 
 
@@ -376,7 +401,7 @@ def test_files_that_look_like_it_are_told_from_others(tmp_path):
         "a version and integers": NEW + np.arange(400, dtype="<i4").tobytes(),
         "an unknown version": struct.pack("<3iq", 7, 200, 0, 1) + values,
         "images from nowhere": struct.pack("<3iq", 0, 2, 0, -1) + values,
-        "digits": b"0.250.370.4900007777" + values,
+        "digits": b"0.280.390.49000\n" + values,
     }
     assert [name for name, content in others.items() if is_claimed(content)] == []
 

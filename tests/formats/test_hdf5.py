@@ -356,6 +356,40 @@ def test_headers_that_go_on_in_themselves_end():
         opened_bytes(content)
 
 
+def test_a_header_with_other_messages_than_it_counts_is_refused():
+    content = bytearray(example())
+    dataset = opened_bytes(content).datasets["a/w"]
+    content[dataset.header + 2] -= 1
+    with pytest.raises(Damage, match="another number of messages"):
+        opened_bytes(content)
+
+
+def test_a_dataset_of_another_size_than_is_stored_is_refused():
+    content = bytearray(example())
+    dataset = opened_bytes(content).datasets["a/w"]
+    stated = content.index(struct.pack("<QQ", dataset.address, 48))
+    content[stated + 8] = 40
+    with pytest.raises(Damage, match="'a/w' with 48 bytes, of which 40 are stored"):
+        opened_bytes(content)
+
+
+def test_chunks_that_share_their_bytes_are_refused():
+    content = bytearray(example())
+    tree = content.index(b"TREE\x01")
+    for entry in range(tree + 24, tree + 24 + 4 * 40, 40):
+        address = int.from_bytes(content[entry + 32 : entry + 40], "little")
+        content[entry : entry + 4] = (len(content) - address).to_bytes(4, "little")
+    with pytest.raises(Damage, match="a chunk of 'w' with"):
+        opened_bytes(content)
+
+
+def test_what_is_allocated_is_bounded_by_the_file_on_disk():
+    content = np.frombuffer(example(), np.uint8)
+    assert File(content, file_bytes=1000, allocated=2**24).datasets
+    with pytest.raises(Damage, match="in a file of 1000, for which at most"):
+        File(content, file_bytes=1000, allocated=2**25 + 3000)
+
+
 def test_a_part_beyond_the_end_tells_where():
     content = bytearray(example())
     heap = content.index(b"HEAP")

@@ -16,14 +16,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
 import pytest
-from flax import serialization
+from flax import serialization, traverse_util
+from orbax.checkpoint import PyTreeCheckpointer
 
 from jaxtransfer.formats import READERS, read_weights, write_weights
 from jaxtransfer.formats.darknet import read as read_darknet
@@ -61,7 +65,7 @@ class Seed(NamedTuple):
     """
 
     module: str
-    small: Build | None
+    small: Build
     real: BuildFrom | None = None
     part: BuildFrom | None = None
     options: tuple[str, ...] = ()
@@ -145,7 +149,7 @@ def small_keras(folder: Path) -> Path:
         archive.writestr("config.json", json.dumps(config))
         stream = io.BytesIO()
         with h5py.File(stream, "w") as file:
-            variables = file.create_group("layers/conv2d/vars")
+            variables: Any = file.create_group("layers/conv2d/vars")
             variables["0"] = few_tensors()["conv/kernel"]
             variables["1"] = few_tensors()["conv/bias"]
             file["layers/conv2d"].attrs["name"] = "conv"
@@ -153,7 +157,19 @@ def small_keras(folder: Path) -> Path:
     return folder / "model.keras"
 
 
-def small_orbax(folder: Path) -> Path:
+def small_orbax(use_ocdbt: bool) -> Build:
+    """A folder as Orbax writes it, with its chunks in a database or as files."""
+
+    def build(folder: Path) -> Path:
+        tree = {name: array for name, array in few_tensors().items() if array.size}
+        checkpointer = PyTreeCheckpointer(use_ocdbt=use_ocdbt)
+        checkpointer.save(folder / "checkpoint", traverse_util.unflatten_dict(tree, sep="/"))
+        return folder / "checkpoint"
+
+    return build
+
+
+def small_orbax_of_ours(folder: Path) -> Path:
     write_orbax(few_tensors(), folder / "model.orbax")
     return folder / "model.orbax"
 
@@ -197,6 +213,46 @@ def fields_of(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         yield number, content, message[begin : stream.tell()]
 
 
+def field(number: int, content: bytes) -> bytes:
+    """A field of a protocol buffer with bytes."""
+
+    def varint(value: int) -> bytes:
+        return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + varint(value >> 7)
+
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def small_caffe(folder: Path) -> Path:
+    values = np.arange(12, dtype="<f4").tobytes()
+    weights = field(7, field(7, field(1, bytes([3, 4]))) + field(5, values))
+    bias = field(7, field(7, field(1, bytes([3]))) + field(5, values[:12]))
+    layer = field(1, b"fc") + field(2, b"InnerProduct") + weights + bias
+    (folder / "net.caffemodel").write_bytes(field(1, b"net") + field(100, layer))
+    return folder / "net.caffemodel"
+
+
+def small_darknet(folder: Path) -> Path:
+    sections = (
+        ("net", "width=8", "height=8", "channels=3"),
+        ("convolutional", "filters=2", "size=3"),
+    )
+    lines = [f"[{section}]\n" + "\n".join(options) + "\n" for section, *options in sections]
+    (folder / "net.cfg").write_text("\n".join(lines))
+    header = np.array([0, 2, 0, 0, 0], "<i4").tobytes()
+    values = np.arange(2 + 2 * 3 * 3 * 3, dtype="<f4").tobytes()
+    (folder / "net.weights").write_bytes(header + values)
+    return folder / "net.weights"
+
+
+def small_onnx(folder: Path) -> Path:
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in few_tensors().items()]
+    node = onnx.helper.make_node("Identity", ["conv/bias"], ["out"])
+    graph = onnx.helper.make_graph([node], "net", [], [], tensors)
+    path = folder / "net.onnx"
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    return path
+
+
 def shorter(message: bytes, long: int) -> bytes:
     """A protocol buffer without the fields that are long."""
     return b"".join(field for _, _, field in fields_of(message) if len(field) < long)
@@ -217,7 +273,7 @@ def part_of_keras(name: str) -> BuildFrom:
     def build(folder: Path, weights: Path) -> Path:
         path = folder / Path(name).name
         with h5py.File(weights / name) as whole, h5py.File(path, "w") as file:
-            group = whole.get("model_weights", whole)
+            group: Any = whole.get("model_weights", whole)
             layers = [layer for layer in group.attrs["layer_names"] if len(group[layer])][:4]
             for key, value in {**whole.attrs, **group.attrs, "layer_names": layers}.items():
                 file.attrs[key] = value
@@ -316,10 +372,12 @@ SEEDS = {
     "TensorFlow 1, behind checksums": Seed(
         "tensorflow", fixture("tensorflow/version1"), options=BEHIND_TABLE
     ),
-    "Caffe": Seed("caffe", None, copy_of(CAFFE), part_of_caffe),
-    "Darknet": Seed("darknet", None, copy_of(*DARKNET), part_of_darknet),
-    "ONNX": Seed("onnx", None, copy_of(ULTRAFACE), part_of_onnx),
-    "Orbax": Seed("orbax", small_orbax),
+    "Caffe": Seed("caffe", small_caffe, copy_of(CAFFE), part_of_caffe),
+    "Darknet": Seed("darknet", small_darknet, copy_of(*DARKNET), part_of_darknet),
+    "ONNX": Seed("onnx", small_onnx, copy_of(ULTRAFACE), part_of_onnx),
+    "Orbax, database": Seed("orbax", small_orbax(use_ocdbt=True)),
+    "Orbax, files": Seed("orbax", small_orbax(use_ocdbt=False)),
+    "Orbax, written here": Seed("orbax", small_orbax_of_ours),
     "word vectors, GloVe": Seed(
         "wordvectors", small_vectors, lines_of(GLOVE, 2000), lines_of(GLOVE, 60)
     ),
@@ -396,8 +454,6 @@ def build_of(seed: Seed, weights: Path | None, is_quick: bool) -> Build:
     from_real = seed.part or seed.real if is_quick else seed.real
     if weights is not None and from_real is not None:
         return lambda folder: from_real(folder, weights)
-    if seed.small is None:
-        pytest.skip("no real weights, and no small file of this format")
     return seed.small
 
 
@@ -415,6 +471,152 @@ def test_a_damaged_file_is_read_or_is_a_format_error_in_50_000_cases(name, folde
     seed = SEEDS[name]
     counts = damage(seed, folder, build_of(seed, weights, is_quick=False), ROUNDS)
     assert counts["cases"] == counts["accepted"] + counts["refused"] == CASES * ROUNDS
+
+
+# Files that are made to do harm. Each stands in a folder of its own, beside the undamaged files.
+
+BOMB_BYTES = 100 * 2**20
+DEEP = 1_000_000
+
+
+def rewritten_zip(path: Path, target: Path, changes: Mapping[str, bytes]) -> Path:
+    """A zip archive with other members, packed; a member is named by the end of its path."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w", 8, compresslevel=1) as new:
+        for name in source.namelist():
+            ends = [end for end in changes if name.endswith(end)]
+            new.writestr(name, changes[ends[0]] if ends else source.read(name))
+    return target
+
+
+def bomb(path: Path, folder: Path) -> Path:
+    """An archive whose longest member is followed by a hundred mebibytes of zeros."""
+    with zipfile.ZipFile(path) as archive:
+        longest = max(archive.infolist(), key=lambda info: info.file_size).filename
+        content = archive.read(longest) + bytes(BOMB_BYTES)
+    return rewritten_zip(path, folder / path.name, {longest: content})
+
+
+def deep_pickle(path: Path, folder: Path) -> Path:
+    nested = b"\x80\x02" + b"]" * DEEP + b"a" * (DEEP - 1) + b"."
+    return rewritten_zip(path, folder / path.name, {"data.pkl": nested})
+
+
+def content(make: Callable[[bytes], bytes]) -> Callable[[Path, Path], Path]:
+    """A file with other content, made from the undamaged one's."""
+
+    def build(path: Path, folder: Path) -> Path:
+        (folder / path.name).write_bytes(make(path.read_bytes()))
+        return folder / path.name
+
+    return build
+
+
+def deep_onnx(_: bytes) -> bytes:
+    """Graphs in attributes of nodes of graphs: fields 6, 5 and 1."""
+    graph = b""
+    for _depth in range(500):
+        graph = field(1, field(5, field(6, graph)))
+    return b"\x08\x08" + field(7, graph)
+
+
+def looped_hdf5(path: Path, folder: Path) -> Path:
+    shutil.copyfile(path, folder / path.name)
+    with h5py.File(folder / path.name, "a") as file:
+        file["conv/loop"] = file["conv"]
+        file.attrs["layer_names"] = [b"conv/loop/loop/loop", b"conv"]
+        del file["conv"].attrs["weight_names"]
+    return folder / path.name
+
+
+def linked_hdf5(path: Path, folder: Path) -> Path:
+    shutil.copyfile(path, folder / path.name)
+    with h5py.File(folder / path.name, "a") as file:
+        del file["conv/conv/bias:0"]
+        file["conv/conv/bias:0"] = h5py.ExternalLink(str(path), "norm/norm/count:0")
+    return folder / path.name
+
+
+def index_of(shard: str) -> Callable[[Path, Path], Path]:
+    """An index whose shard is not where it should be."""
+
+    def build(path: Path, folder: Path) -> Path:
+        (folder / path.name).write_text(json.dumps({"weight_map": {"conv/kernel": shard}}))
+        (folder / "link.safetensors").symlink_to(path.parent / "model-1-of-2.safetensors")
+        return folder / path.name
+
+    return build
+
+
+def linked_beside(path: Path, folder: Path) -> Path:
+    """A file as it should be, and the one beside it as a link to elsewhere."""
+    for file in path.parent.iterdir():
+        if file == path:
+            shutil.copyfile(file, folder / file.name)
+        else:
+            (folder / file.name).symlink_to(file)
+    return folder / path.name
+
+
+def linked_within(path: Path, folder: Path) -> Path:
+    """A folder as it should be, but for one file that is a link to elsewhere."""
+    shutil.copytree(path, folder / path.name)
+    manifest = folder / path.name / "manifest.ocdbt"
+    manifest.unlink()
+    manifest.symlink_to(path / "manifest.ocdbt")
+    return folder / path.name
+
+
+TRAPS: dict[str, dict[str, Callable[[Path, Path], Path]]] = {
+    "safetensors": {
+        "deep": content(lambda _: (2 * DEEP).to_bytes(8, "little") + b'{"a":' + b"[" * 2 * DEEP),
+        "long": content(lambda whole: b"\xff" * 7 + b"\x7f" + whole[8:]),
+    },
+    "sharded safetensors": {
+        "deep": content(lambda _: b'{"weight_map": ' + b"[" * DEEP),
+        "itself": index_of("model.safetensors.index.json"),
+        "elsewhere": index_of("../files/model-1-of-2.safetensors"),
+        "link": index_of("link.safetensors"),
+    },
+    "npz": {"bomb": bomb},
+    "torch, zip": {"bomb": bomb, "deep": deep_pickle},
+    "torch, legacy": {
+        "system": content(lambda _: b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R."),
+        "deep": content(lambda whole: whole[:17] + b"\x80\x02" + b"]" * DEEP),
+    },
+    "msgpack": {
+        "deep": content(lambda _: b"\x81\xa1a" + b"\x91" * DEEP + b"\xc0"),
+        "wide": content(lambda _: b"\x81\xa1a\xdd\xff\xff\xff\xff" + b"\xc0" * DEEP),
+    },
+    "Keras, HDF5": {"loop": looped_hdf5, "link": linked_hdf5},
+    "Keras, archive": {"bomb": bomb},
+    "TensorFlow": {"link": linked_beside},
+    "Caffe": {"deep": content(lambda _: b"\x0b" * DEEP)},
+    "ONNX": {"deep": content(deep_onnx)},
+    "Orbax, written here": {"link": linked_within},
+    "word vectors, word2vec": {
+        "long": content(lambda _: b"999999999999 999999999\n" + b"word " + bytes(4000)),
+        "one word": content(lambda _: b"2 3\n" + b"w" * DEEP),
+    },
+}
+
+
+@pytest.mark.parametrize("name", [name for name, seed in SEEDS.items() if not seed.options])
+def test_what_is_made_to_do_harm_is_a_format_error(name, folder):
+    seed = SEEDS[name]
+    path = seed.small(folder)
+    traps = TRAPS.get(name, {})
+    if path.is_file():
+        traps = {**traps, "nothing": content(lambda _: b""), "a byte": content(lambda all: all[:1])}
+    paths = []
+    for number, trap in enumerate(traps.values()):
+        beside = folder.parent / f"trap-{number}"
+        beside.mkdir()
+        paths.append(trap(path, beside))
+    code, said = run(
+        f"jaxtransfer.formats.{seed.module}", path, folder, "--traps", *map(str, paths)
+    )
+    assert code == 0, said
+    assert dict(zip(traps, json.loads(said), strict=True)) == dict.fromkeys(traps, "")
 
 
 def test_every_reader_is_tried():

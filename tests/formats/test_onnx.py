@@ -143,6 +143,12 @@ def test_many_whole_numbers_cross_the_bounds_of_what_is_decoded_at_once(tmp_path
     np.testing.assert_array_equal(read(file_of(tmp_path, graph(initializer=[proto])))["n"], values)
 
 
+def test_a_truth_value_is_true_unless_it_is_0(tmp_path):
+    proto = TensorProto(name="b", data_type=TensorProto.BOOL, dims=[3], int32_data=[0, 1, 2])
+    found = read(file_of(tmp_path, graph(initializer=[proto])))["b"]
+    assert found.view(np.uint8).tolist() == [0, 1, 1]
+
+
 def test_arrays_are_read_only_views_of_the_file(tmp_path):
     path = file_of(tmp_path, graph(initializer=[tensor("w")]))
     found = read(path)["w"]
@@ -164,7 +170,7 @@ def test_tensors_of_subgraphs_constants_and_functions_are_named_by_their_place(t
         then_branch=branch(tensor("w", [2]), nodes=(constant("c", [3]), inner)),
         else_branch=branch(tensor("w", [4])),
     )
-    many = helper.make_node("Scan", [], ["s"], bodies=[branch(tensor("w", [7]))] * 2)
+    many = helper.make_node("Scan", [], ["s", "t"], bodies=[branch(tensor("w", [7]))] * 2)
     function = onnx.FunctionProto(name="block", node=[constant("c", [8])])
     training = onnx.TrainingInfoProto(algorithm=branch(tensor("rate", [9])))
     content = model(

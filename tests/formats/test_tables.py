@@ -167,6 +167,7 @@ DAMAGED = {
     "unpacked to too little": (packed(b"\x09\x00a"), 0, "does not give its 9"),
     "unpacked to too much": (packed(b"\x01\x04aa"), 0, "does not give its 1"),
     "a literal beyond the end": (packed(b"\x09\x20a"), 0, "does not give its 9"),
+    "an element too many": (packed(b"\x01\x00a\x00"), 0, "does not give its 1"),
     "a copy cut off": (packed(b"\x05\x00a\x0e\x01"), 0, "does not give its 5"),
     "a copy from before the start": (packed(b"\x05\x00a\x01\x02"), 0, "a copy from 2 bytes"),
     "a copy of itself": (packed(b"\x05\x00a\x01\x00"), 0, "a copy from 0 bytes"),

@@ -279,6 +279,7 @@ WRONG = {
     "a size beyond all": ({b"w": entry(shape=(2**62, 2**62))}, "'w' of 4 bytes for"),
     "beyond the end": ({b"w": entry(offset=1)}, "'w' in 4 bytes from byte 1 of the data file 0"),
     "before the start": ({b"w": entry(offset=-1)}, "'w' in 4 bytes from byte -1"),
+    "nothing before the start": ({b"w": entry(b"", shape=(0,), offset=-1)}, "'w' in 0 bytes from"),
     "a negative size": ({b"w": entry(b"", kind=STRING, size=-1)}, "'w' in -1 bytes"),
     "no such data file": ({b"w": entry(shard=1)}, "of the data file 1"),
     "a negative data file": ({b"w": entry(shard=-1)}, "of the data file -1"),
@@ -401,18 +402,54 @@ def test_a_changed_value_is_an_error_that_names_its_tensor(tmp_path):
         assert inspect(tmp_path / "a").tensors  # Only the index is read for this.
 
 
-def test_text_is_compared_with_its_checksum(tmp_path):
-    text = b"one piece"
-    stored = varint(len(text)) + checksum(len(text).to_bytes(4, "little")) + text
-    checked = len(text).to_bytes(4, "little") + stored[1:]
-    message = field(1, STRING) + field(2, b"") + field(5, len(stored))
-    message += varint(6 << 3 | 5) + checksum(checked)
-    path = bundle(tmp_path, {b"t": message, b"v": entry(b"", kind=VARIANT)}, stored)
-    assert inspect(path).metadata == {"t": "one piece", "v": "a variant of shape [1]"}
+def text_entry(text: bytes) -> tuple[bytes, bytes]:
+    """The message and the values of a text of one piece: its length, a checksum of this, itself."""
+    length = len(text).to_bytes(4, "little")
+    values = checksum(length) + text
+    message = field(1, STRING) + field(2, b"") + field(5, len(varint(len(text)) + values))
+    return message + varint(6 << 3 | 5) + checksum(length + values), varint(len(text)) + values
+
+
+def test_what_is_no_number_is_metadata(tmp_path):
+    message, values = text_entry(b"one piece")
+    variants = {b"u": entry(b"", kind=VARIANT, shape=()), b"v": entry(b"", kind=VARIANT)}
+    path = bundle(tmp_path, {b"t": message, **variants}, values)
+    assert inspect(path).metadata == {
+        "t": "one piece",
+        "u": "a variant of shape []",
+        "v": "a variant of shape [1]",
+    }
     assert inspect(path).tensors == () and read(path) == {}
-    path = bundle(tmp_path, {b"t": message}, stored[:-1] + b"E")
-    with pytest.raises(FormatError, match="byte 0: 't' that does not have its checksum"):
-        inspect(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [(b"", ""), (b"\xff", "\ufffd"), (b"x" * 2**20, "x" * 2**20)]
+    + [(b"x" * (2**20 + 1), "text of shape []")],
+    ids=["empty", "no UTF-8", "long", "too long"],
+)
+def test_text_is_shown_up_to_a_length(tmp_path, text, shown):
+    message, values = text_entry(text)
+    assert inspect(bundle(tmp_path, {b"t": message}, values)).metadata == {"t": shown}
+
+
+def test_text_is_compared_with_its_checksum(tmp_path):
+    message, values = text_entry(b"one piece")
+    for position in (0, 1, len(values) - 1):
+        changed = bytearray(values)
+        changed[position] ^= 1
+        with pytest.raises(FormatError, match="byte 0: 't' that does not have its checksum"):
+            inspect(bundle(tmp_path, {b"t": message}, bytes(changed)))
+
+
+def test_only_names_of_what_the_checkpoint_has_are_taken_from_its_object_graph(tmp_path):
+    attributes = [(b"full", b"w"), (b"other", b"absent"), (b"", b"v")]
+    node = b"".join(field(2, field(2, full) + field(3, key)) for full, key in attributes)
+    message, values = text_entry(field(1, field(1, b"child")) + field(1, node))
+    pairs = {b"_CHECKPOINTABLE_OBJECT_GRAPH": message}
+    pairs |= {key: entry(b"", shape=(0,)) for key in (b"v", b"w")}
+    metadata = inspect(bundle(tmp_path, pairs, values)).metadata
+    assert json.loads(metadata["full_names"]) == {"w": "full"}
 
 
 # The first version, byte by byte.

@@ -296,7 +296,7 @@ def test_tensors_of_other_devices(tmp_path):
     found = read(zip_file(tmp_path / "a", value, {"0": words(1, 2)}))
     assert found["same"].tolist() == found["type"].tolist() == [1, 2]
     value["other"] = Call(on_tpu, (tensor("0", (2,)), name("torch bfloat16"), "xla:0", False))
-    with pytest.raises(FormatError, match=r"! other: of torch\.bfloat16, kept as float32"):
+    with pytest.raises(FormatError, match="! other: kept in another dtype"):
         read(zip_file(tmp_path / "a", value, {"0": words(1, 2)}))
 
 
@@ -387,6 +387,13 @@ BAD_TENSORS = {
             (storage("0", 4), 0, (4,), (1,), False, Call(ORDERED), name("torch Tensor")),
         ),
         "a tensor of the dtype torch.Tensor",
+    ),
+    "a function that rebuilds no tensor": (
+        Call(
+            "torch._tensor _rebuild_from_type_v2",
+            (name("collections OrderedDict"), name("torch Tensor"), (), {}),
+        ),
+        "a call of collections.OrderedDict",
     ),
     "a class of tensors": (
         Call(

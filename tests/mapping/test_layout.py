@@ -35,6 +35,7 @@ EXAMPLES = {
     "pointwise": ((8, 3, 1, 1), (3, 8)),
     "dense_to_conv": ((8, 3), (1, 1, 3, 8)),
     "flatten_chw(2,3,5)": ((7, 30), (30, 7)),
+    "flatten_chw_keras(2,3,5)": ((30, 7), (30, 7)),
     "split_heads(3)": ((6, 5), (5, 3, 2)),
     "split_heads_bias(3)": ((6,), (3, 2)),
     "merge_heads(3)": ((5, 6), (3, 2, 5)),
@@ -257,6 +258,8 @@ def test_flatten_chw_is_what_a_layer_after_a_flatten_needs():
     kernel = Layout("flatten_chw", (3, 4, 5)).apply(weight)
     found = x.transpose(0, 2, 3, 1).reshape(2, 60) @ kernel
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    same = Layout("flatten_chw_keras", (3, 4, 5)).apply(weight.T)
+    np.testing.assert_array_equal(same, kernel)
 
 
 def torch_attention(x: np.ndarray, weights: dict[str, np.ndarray], heads: int) -> np.ndarray:
