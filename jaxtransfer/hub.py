@@ -182,7 +182,7 @@ def _write_header(url: str, headers: Mapping[str, str], path: Path) -> bool:
         if rest is None:
             return False
         content += rest[0]
-    path.write_bytes(content[:header_bytes])
+    path.write_bytes(content)
     try:
         os.truncate(path, size)
     except OSError:  # No file can be of this size here.

@@ -790,6 +790,8 @@ def test_a_header_is_inspected_without_a_download(site, tmp_path, place):
     ranges = [headers.get("range") for s in (site, site.cdn) for *_, headers in s.requests]
     assert set(ranges) <= {None, "bytes=0-65535"}
     assert not any("authorization" in headers for *_, headers in site.cdn.requests)
+    authorized = ["authorization" in headers for *_, headers in site.requests]
+    assert authorized == ([False] if place else [True, True])
     assert not download.cache_folder().exists() and not Path(constants.HF_HUB_CACHE).exists()
 
 
@@ -851,6 +853,18 @@ def test_where_no_header_can_be_read_the_answer_is_none(site, reference):
 def test_where_a_server_gives_no_parts_the_answer_is_none(site, options):
     assert hub.inspect_remote(serve(site, **options)) is None
     assert hub.resolve(serve(site)).read_bytes() == CONTENT
+
+
+def test_no_more_is_asked_for_than_the_longest_valid_header(site, monkeypatch):
+    asked: list[int] = []
+
+    def read_range(url, start, stop, headers):
+        asked.append(stop)
+        return None if start else ((2**62).to_bytes(8, "little") + b"{", 10**15)
+
+    monkeypatch.setattr(hub, "read_range", read_range)
+    assert hub.inspect_remote(serve(site)) is None
+    assert asked == [2**16, 8 + 100_000_000]
 
 
 def test_where_no_file_can_be_so_large_the_answer_is_none(site, monkeypatch):

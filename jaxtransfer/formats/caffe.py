@@ -15,13 +15,9 @@ factor is 0); the factor `LAYER/2` itself is no tensor here, but stands in the m
 
 Gradients that were saved beside the values (`diff`) are left out.
 
-The wire format is walked here rather than parsed by the protobuf library, which would copy all
-values and takes up to eighty times a hostile file's size.
-
 Sources: src/caffe/proto/caffe.proto, src/caffe/blob.cpp (`FromProto`, `ShapeEquals`),
 src/caffe/util/upgrade_proto.cpp and src/caffe/layers/batch_norm_layer.cpp of
-https://github.com/BVLC/caffe; https://protobuf.dev/programming-guides/encoding/ and
-https://protobuf.dev/reference/protobuf/textformat-spec/
+https://github.com/BVLC/caffe and https://protobuf.dev/reference/protobuf/textformat-spec/
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -47,192 +43,9 @@ from jaxtransfer.formats.base import (
     map_file,
     reading,
 )
+from jaxtransfer.formats.wire import BYTES, DEEPEST, PART_BYTES, VARINT, Field, Message
 
 NAME = "caffe"
-
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-"""How the value of a field is written: the kinds of the wire format."""
-
-_WIDTHS = {FIXED64: 8, FIXED32: 4}
-LONGEST_VARINT = 10
-_RUN_STEP = 4096
-_PART_BYTES = 512  # What Python keeps for one array, roughly.
-_DEEPEST = 100  # As deep as the protobuf library goes.
-
-
-class Field(NamedTuple):
-    """One field of a message, or a run of equal fields of fixed width.
-
-    Attributes:
-        number: the field's number.
-        kind: how its value is written, such as `BYTES`.
-        begin: the byte where the field begins.
-        start: the byte where its (first) value begins.
-        stop: the byte after its (last) value.
-        value: the value of a `VARINT`, without a sign; else 0.
-    """
-
-    number: int
-    kind: int
-    begin: int
-    start: int
-    stop: int
-    value: int
-
-    @property
-    def signed(self) -> int:
-        """The value of a `VARINT` that may be negative."""
-        return self.value - 2**64 if self.value >= 2**63 else self.value
-
-
-class Message:
-    """A protocol-buffer message in a file, walked field by field; nothing is copied or kept.
-
-    Args:
-        content: the file's bytes, from `map_file`.
-        start: where the message begins.
-        stop: where it ends; the end of the file if not given.
-        depth: how many messages it lies in.
-
-    >>> [field.value for field in Message(np.array([8, 3, 16, 172, 2], np.uint8))]
-    [3, 300]
-    """
-
-    def __init__(
-        self, content: np.ndarray, start: int = 0, stop: int | None = None, depth: int = 0
-    ):
-        if depth > _DEEPEST:
-            raise Damage(f"messages that lie in each other more than {_DEEPEST} deep", start)
-        self.content = content
-        self.start = start
-        self.stop = content.size if stop is None else stop
-        self.depth = depth
-        self._bytes = content.data
-
-    def __iter__(self) -> Iterator[Field]:
-        at = self.start
-        while at < self.stop:
-            begin = at
-            key, at = self._varint(at)
-            number, kind, value = key >> 3, key & 7, 0
-            if kind == VARINT:
-                value, stop = self._varint(at)
-            elif kind == BYTES:
-                length, at = self._varint(at)
-                stop = at + length
-            elif kind in _WIDTHS:
-                stop = at + _WIDTHS[kind]
-            else:
-                raise Damage(f"a field of the unknown kind {kind}", begin)
-            if number == 0:
-                raise Damage("a field with the number 0", begin)
-            if stop > self.stop:
-                raise Damage(f"a field of {stop - at} bytes, where {self.stop - at} are left", at)
-            if kind in _WIDTHS:
-                stop = self._end_of_run(begin, at, stop)
-            yield Field(number, kind, begin, at, stop, value)
-            at = stop
-
-    def _varint(self, at: int) -> tuple[int, int]:
-        """The number that stands at a byte, seven bits in each byte, and where it ends."""
-        if at < self.stop and (value := self._bytes[at]) < 0x80:
-            return value, at + 1  # As nearly all are.
-        value = 0
-        for index, byte in enumerate(self._bytes[at : min(at + LONGEST_VARINT, self.stop)]):
-            value |= (byte & 0x7F) << (7 * index)
-            if byte < 0x80:
-                return value % 2**64, at + index + 1
-        raise Damage("a number that does not end", at)
-
-    def _end_of_run(self, begin: int, start: int, stop: int) -> int:
-        """Where the fields end that follow a field with the same key and width."""
-        step = stop - begin
-        key = self.content[begin:start]
-        while True:
-            count = min((self.stop - stop) // step, _RUN_STEP)
-            rows = self.content[stop : stop + count * step].reshape(count, step)
-            is_other = (rows[:, : key.size] != key).any(axis=1)
-            same = int(is_other.argmax()) if is_other.any() else count
-            stop += same * step
-            if same < _RUN_STEP:
-                return stop
-
-    def inner(self, field: Field) -> Message:
-        """The message that is the value of a field."""
-        self._must_be(field, BYTES)
-        return Message(self.content, field.start, field.stop, self.depth + 1)
-
-    def text(self, field: Field) -> str:
-        """The text that is the value of a field."""
-        self._must_be(field, BYTES)
-        try:
-            return str(self._bytes[field.start : field.stop], "utf-8")
-        except UnicodeDecodeError as error:
-            raise Damage(f"text that is not UTF-8: {error}", field.start) from error
-
-    def looks_like_text(self, field: Field) -> bool:
-        """Whether a field may be a name: it begins without control characters, unlike messages."""
-        begin = self._bytes[field.start : min(field.start + 64, field.stop)]
-        return field.kind == BYTES and min(begin, default=ord(" ")) >= ord(" ")
-
-    def integer(self, field: Field) -> int:
-        """The whole number, with its sign, that is the value of a field."""
-        self._must_be(field, VARINT)
-        return field.signed
-
-    def _must_be(self, field: Field, kind: int) -> None:
-        if field.kind != kind:
-            raise Damage(
-                f"field {field.number} of kind {field.kind}, where kind {kind} was expected",
-                field.begin,
-            )
-
-    def integers(self, number: int, most: int) -> list[int]:
-        """All values of a repeated field of whole numbers, one by one or packed.
-
-        Raises:
-            Damage: there are more than `most`.
-        """
-        found: list[int] = []
-        for entry in self:
-            if entry.number != number:
-                continue
-            if entry.kind == BYTES:
-                at = entry.start
-                packed = self.inner(entry)
-                while at < entry.stop and len(found) <= most:
-                    value, at = packed._varint(at)
-                    found.append(value - 2**64 if value >= 2**63 else value)
-            else:
-                found.append(self.integer(entry))
-            if len(found) > most:
-                raise Damage(f"more than {most} numbers in field {number}", entry.begin)
-        return found
-
-    def numbers(self, number: int, dtype: np.dtype[Any]) -> np.ndarray:
-        """All values of a repeated field of fixed width, packed or one by one.
-
-        Values that stand together are given as a view; others are copied together.
-        """
-        parts: list[np.ndarray] = []
-        for entry in self:
-            if entry.number != number:
-                continue
-            if _WIDTHS.get(entry.kind) == dtype.itemsize:
-                step = entry.start - entry.begin + dtype.itemsize
-                rows = self.content[entry.begin : entry.stop].reshape(-1, step)
-                values = np.ascontiguousarray(rows[:, -dtype.itemsize :]).reshape(-1)
-            else:
-                self._must_be(entry, BYTES)
-                values = self.content[entry.start : entry.stop]
-                if values.size % dtype.itemsize:
-                    raise Damage(f"{values.size} bytes for numbers of {dtype}", entry.start)
-            parts.append(values.view(dtype))
-            check_size(len(parts) * _PART_BYTES, self.content.size, "scattered values", self.start)
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate([np.empty(0, dtype), *parts])
-
 
 _NET_NAME, _NET_OLD_LAYER, _NET_LAYER = 1, 2, 100
 _NET_KINDS: Mapping[int, tuple[int, ...]] = {
@@ -375,7 +188,7 @@ def _load(path: PathLike, architecture: PathLike | None) -> _Weights:
                     raise Damage(f"a layer {layer.name!r} with parameters {problem}", entry.begin)
                 layers[layer.name] = None
                 # A character takes up to four bytes.
-                kept += (len(layer.blobs) + 2) * (_PART_BYTES + 4 * len(layer.name))
+                kept += (len(layer.blobs) + 2) * (PART_BYTES + 4 * len(layer.name))
                 check_size(kept, net.content.size, "names", entry.begin)
                 _add_layer(weights, layer, network)
         if not layers:
@@ -414,7 +227,7 @@ def _layer(net: Message, entry: Field) -> _Layer:
             kind = _OLD_TYPES.get(old, str(old))
         elif found.number == numbers.blobs:
             blobs.append(message.inner(found))
-            check_size(len(blobs) * _PART_BYTES, net.content.size, "blobs", found.begin)
+            check_size(len(blobs) * PART_BYTES, net.content.size, "blobs", found.begin)
     return _Layer(name, kind, blobs)
 
 
@@ -582,7 +395,7 @@ def _tokens(text: str) -> list[_Token]:
             raise Damage(f"{text[start : start + 20]!r}, which is no token", start)
         kind, at = match.lastgroup or "", match.end()
         tokens.append(_Token(kind, match[kind], match.start(kind)))
-        check_size(len(tokens) * _PART_BYTES, len(text), "tokens", at)
+        check_size(len(tokens) * PART_BYTES, len(text), "tokens", at)
     return tokens[::-1]
 
 
@@ -592,8 +405,8 @@ def _message(tokens: list[_Token], closing: str, depth: int) -> Prototxt:
     >>> _message(_tokens('layer { name: "a" dim: [1, 2] } # comment'), "", 0)
     {'layer': [{'name': ['a'], 'dim': ['1', '2']}]}
     """
-    if depth > _DEEPEST:
-        raise Damage(f"messages that lie in each other more than {_DEEPEST} deep", tokens[-1].at)
+    if depth > DEEPEST:
+        raise Damage(f"messages that lie in each other more than {DEEPEST} deep", tokens[-1].at)
     fields: Prototxt = {}
     while not ((token := tokens.pop()).text == closing and token.kind in ("mark", "end")):
         if token.is_mark(",;"):

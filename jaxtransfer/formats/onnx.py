@@ -10,9 +10,6 @@ where an unnamed node goes by its first output. A function of the model is a pre
 Values that a model keeps in files beside it are found there. Tensors of text are metadata. Sparse
 and segmented tensors and six-bit numbers are refused by name.
 
-The file is walked rather than parsed by the onnx library, which would copy all values and takes up
-to eighty times a hostile file's size.
-
 Sources: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto,
 https://github.com/onnx/onnx/blob/main/docs/IR.md and
 https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
@@ -42,7 +39,7 @@ from jaxtransfer.formats.base import (
     map_file,
     reading,
 )
-from jaxtransfer.formats.caffe import BYTES, LONGEST_VARINT, VARINT, Field, Message
+from jaxtransfer.formats.wire import BYTES, LONGEST_VARINT, VARINT, Field, Message
 
 NAME = "onnx"
 

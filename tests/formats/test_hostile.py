@@ -161,7 +161,7 @@ def small_orbax(use_ocdbt: bool) -> Build:
     """A folder as Orbax writes it, with its chunks in a database or as files."""
 
     def build(folder: Path) -> Path:
-        tree = {name: array for name, array in few_tensors().items() if array.size}
+        tree = {name: few_tensors()[name] for name in ("conv/kernel", "conv/bias")}
         checkpointer = PyTreeCheckpointer(use_ocdbt=use_ocdbt)
         checkpointer.save(folder / "checkpoint", traverse_util.unflatten_dict(tree, sep="/"))
         return folder / "checkpoint"
@@ -379,7 +379,7 @@ SEEDS = {
     "Orbax, files": Seed("orbax", small_orbax(use_ocdbt=False)),
     "Orbax, written here": Seed("orbax", small_orbax_of_ours),
     "word vectors, GloVe": Seed(
-        "wordvectors", small_vectors, lines_of(GLOVE, 2000), lines_of(GLOVE, 60)
+        "wordvectors", small_vectors, lines_of(GLOVE, 500), lines_of(GLOVE, 60)
     ),
     "word vectors, word2vec": Seed(
         "wordvectors",
@@ -558,11 +558,13 @@ def linked_beside(path: Path, folder: Path) -> Path:
 
 
 def linked_within(path: Path, folder: Path) -> Path:
-    """A folder as it should be, but for one file that is a link to elsewhere."""
+    """A folder as it should be, but that its largest file is a link to elsewhere."""
     shutil.copytree(path, folder / path.name)
-    manifest = folder / path.name / "manifest.ocdbt"
-    manifest.unlink()
-    manifest.symlink_to(path / "manifest.ocdbt")
+    files = [file for file in path.rglob("*") if file.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    link = folder / path.name / largest.relative_to(path)
+    link.unlink()
+    link.symlink_to(largest)
     return folder / path.name
 
 
@@ -592,6 +594,8 @@ TRAPS: dict[str, dict[str, Callable[[Path, Path], Path]]] = {
     "TensorFlow": {"link": linked_beside},
     "Caffe": {"deep": content(lambda _: b"\x0b" * DEEP)},
     "ONNX": {"deep": content(deep_onnx)},
+    "Orbax, database": {"link": linked_within},
+    "Orbax, files": {"link": linked_within},
     "Orbax, written here": {"link": linked_within},
     "word vectors, word2vec": {
         "long": content(lambda _: b"999999999999 999999999\n" + b"word " + bytes(4000)),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -380,8 +379,11 @@ DAMAGES = {
         lambda folder: edit(folder / "_METADATA", lambda found: found.update(use_ocdbt=True)),
         r"no manifest\.ocdbt",
     ),
-    "a huge shape": (edit_header(shape=[2**40, 2**20]), "arrays and chunks of .* in a file of"),
-    "huge chunks": (edit_header(chunks=[2**40, 30]), "arrays and chunks of .* in a file of"),
+    "a huge shape": (
+        edit_header(shape=[20 * 2**40, 30 * 2**20]),
+        "arrays and chunks of .* in a file of",
+    ),
+    "huge chunks": (edit_header(chunks=[2**40, 30]), r"the shape \(40, 30\) in chunks of"),
     "too many chunks": (edit_header(shape=[2**20, 30], chunks=[1, 1]), "arrays and chunks of"),
     "a negative shape": (edit_header(shape=[-40, 30]), r"in 'w': the shape \[-40, 30\]"),
     "chunks of nothing": (edit_header(chunks=[0, 30]), r"in 'w': the shape \[0, 30\]"),
@@ -488,20 +490,16 @@ def test_a_chunk_that_unpacks_to_more_is_a_format_error(tmp_path, as_files):
         read(tmp_path / "a")
 
 
-def test_no_flipped_bit_changes_what_was_written_here(tmp_path):
+def test_every_flipped_bit_of_what_was_written_here_is_found(tmp_path):
     write({"w": FLAT["layers/0/kernel"]}, tmp_path / "a")
-    before = read(tmp_path / "a")["w"]
     (data,) = (tmp_path / "a" / "d").iterdir()
     content = data.read_bytes()
-    unnoticed = 0
     for position in range(0, 8 * len(content), 211):
         mutated = bytearray(content)
         mutated[position // 8] ^= 1 << position % 8
         data.write_bytes(mutated)
-        with contextlib.suppress(FormatError):
-            assert same(before, read(tmp_path / "a")["w"])
-            unnoticed += 1
-    assert unnoticed < 4  # Bytes of the database that nothing leads to.
+        with pytest.raises(FormatError):
+            read(tmp_path / "a")
 
 
 def test_every_truncated_or_lost_file_of_a_database_is_a_format_error(tmp_path):
