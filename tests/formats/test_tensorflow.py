@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxtransfer.errors import FormatError, ReferenceNotFoundError
+from jaxtransfer.formats import base
 from jaxtransfer.formats.tensorflow import inspect, matches, read
 from tests.formats.table_files import (
     checksum,
@@ -195,6 +196,10 @@ def test_data_files_that_are_missing_or_elsewhere_are_not_read(tmp_path):
     data.symlink_to(tmp_path / "outside")
     with pytest.raises(FormatError, match="which leads out of the folder"):
         read(tmp_path / "inside")
+    shutil.copy(FIXTURES / "sharded-00000-of-00002", tmp_path / "inside" / "b-00000-of-00002")
+    (tmp_path / "inside" / "b-00001-of-00002").symlink_to(FIXTURES / "sharded-00001-of-00002")
+    with pytest.raises(FormatError, match="'b-00001-of-00002', which leads out of the folder"):
+        read(tmp_path / "inside" / "b")
 
 
 def test_all_shards_of_the_first_version_must_be_there(tmp_path):
@@ -361,15 +366,19 @@ def test_tensors_in_slices_cannot_fill_the_memory(tmp_path):
         read(path)
 
 
-def test_many_tensors_cannot_fill_the_memory(tmp_path):
+def test_many_tensors_cannot_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "_ALLOWED_BYTES", 2**20)
     nothing = entry(b"", shape=(0,))
-    path = bundle(tmp_path, {b"%06d" % number: nothing for number in range(36_000)})
+    path = bundle(tmp_path, {b"%04d" % number: nothing for number in range(1000)})
+    assert len(inspect(path).tensors) == 1000
+    path = bundle(tmp_path, {b"%04d" % number: nothing for number in range(1300)})
     with pytest.raises(FormatError, match=r"tensors of \d+ bytes in a file of"):
         inspect(path)
 
 
-def test_long_messages_cannot_fill_the_memory(tmp_path):
-    path = bundle(tmp_path, {b"w": entry(b"", slices=(b"",) * 2**20)})
+def test_long_messages_cannot_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "_ALLOWED_BYTES", 2**20)
+    path = bundle(tmp_path, {b"w": entry(b"", slices=(b"",) * 2**15)})
     with pytest.raises(FormatError, match=r"a message of \d+ bytes in a file of"):
         inspect(path)
 
@@ -494,6 +503,7 @@ FLOATS = field(5, b"12345678")
 WRONG_SLICES = {
     "too few values": (saved(FLOAT, (3,), FLOATS), r"'w' with 8 bytes for the shape \(3,\)"),
     "no values": (saved(FLOAT, (2,), b""), "a message without just one field 5"),
+    "values twice": (saved(FLOAT, (2,), FLOATS + FLOATS), "without just one field 5"),
     "values of another dtype": (saved(INT32, (2,), FLOATS), "without just one field 7"),
     "too few numbers": (saved(INT32, (2,), field(7, b"\1")), "number of values than the 2"),
     "too many numbers": (saved(INT32, (2,), field(7, b"\1\1\1")), "number of values than the 2"),
@@ -529,6 +539,18 @@ def test_what_slices_cannot_say_is_an_error(tmp_path, pairs, found):
     with pytest.raises(FormatError, match=found) as caught:
         read(slices_file(tmp_path, pairs))
     assert "made.ckpt: expected" in str(caught.value) and "at byte" in str(caught.value)
+
+
+def test_many_slices_cannot_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "_ALLOWED_BYTES", 2**20)
+    pairs = saved(FLOAT, (0,), b"")
+    for count in (1000, 1300):
+        some = {b"\0w%04d" % number: pairs[b"\0w"] for number in range(count)}
+        path = slices_file(tmp_path, {b"": pairs[b""], **some})
+        if count == 1000:
+            assert read(path)["w"].shape == (0,)
+    with pytest.raises(FormatError, match=r"tensors of \d+ bytes in a file of"):
+        read(path)
 
 
 def test_shards_must_agree_about_a_tensor(tmp_path):
