@@ -15,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 from jaxtransfer import repository
 from jaxtransfer.download import fetch, is_loopback, read_range, shown
 from jaxtransfer.errors import DownloadError, FormatError, ReferenceNotFoundError
-from jaxtransfer.formats import Inspection, inspect_weights, safetensors
+from jaxtransfer.formats import READERS, Inspection, inspect_weights, safetensors
+from jaxtransfer.formats.tensorflow import is_prefix
 from jaxtransfer.repository import Located
 
 EMBEDDED_PREFIX = "checkpoints/"
@@ -56,7 +57,8 @@ def resolve(reference: str | Path) -> Path:
     Args:
         reference: one of
 
-            - a path; one that exists goes before `checkpoints/NAME`;
+            - a path, or the prefix of a TensorFlow checkpoint's files; one that exists goes before
+              `checkpoints/NAME`;
             - `checkpoints/NAME`, a checkpoint that comes with the package;
             - `hf://ORG/NAME[@REVISION][/FILE]`, a model repository of the Hugging Face Hub; a `/`
               in the revision is written `%2F`, except in `refs/pr/1` and `refs/convert/NAME`;
@@ -78,7 +80,7 @@ def resolve(reference: str | Path) -> Path:
         return fetch(*_parse_web(text))
     path = os.path.expanduser(reference)
     # Unlike `Path.exists`, this is false where a name is too long to be a file's.
-    if os.path.exists(path):
+    if os.path.exists(path) or is_prefix(Path(path)):
         return Path(path)
     embedded = embedded_checkpoints()
     name = Path(reference).as_posix()
@@ -90,6 +92,25 @@ def resolve(reference: str | Path) -> Path:
         "neither; check the spelling and the folder you are in, or write hf://ORG/NAME or "
         "https://HOST/FILE#sha256=HEX for weights elsewhere"
     )
+
+
+def weights_in(path: Path) -> Path:
+    """The weights that a resolved reference leads to: itself, or the best file in a plain folder.
+
+    Args:
+        path: what `resolve` gave. A folder that is weights in itself, such as Orbax writes, stays;
+            of another one, such as a clone of a repository, the file is chosen as `resolve` does.
+
+    Raises:
+        ReferenceNotFoundError: there are no weights in the folder, or there is not one best file.
+
+    >>> weights_in(resolve("checkpoints/glyphs")).name
+    'model.safetensors'
+    """
+    if not path.is_dir() or any(reader.matches(b"", path) for reader in READERS):
+        return path
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+    return path / repository.choose_weights(names, str(path), str(path))
 
 
 def inspect_remote(reference: str | Path) -> Inspection | None:

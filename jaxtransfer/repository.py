@@ -216,13 +216,27 @@ def _list_cached(reference: HubReference) -> list[str]:
 
 def _choose(reference: HubReference, names: Sequence[str]) -> str:
     """The file that is asked for, or else the best one."""
-    if reference.file is not None:
-        if reference.file in names:
-            return reference.file
-        raise ReferenceNotFoundError(
-            f"{reference.text}: expected the file {reference.file} in {reference.repo}, found "
-            f"none of that name; the nearest are: {_listing(nearest(reference.file, names, 5))}"
-        )
+    if reference.file is None:
+        return choose_weights(names, reference.text, f"hf://{reference.repo}")
+    if reference.file in names:
+        return reference.file
+    raise ReferenceNotFoundError(
+        f"{reference.text}: expected the file {reference.file} in {reference.repo}, found "
+        f"none of that name; the nearest are: {_listing(nearest(reference.file, names, 5))}"
+    )
+
+
+def choose_weights(names: Sequence[str], where: str, folder: str) -> str:
+    """The best file of weights among others: the first kind of `_KINDS` of which there is one.
+
+    Args:
+        names: the files.
+        where: what leads to them, for the message.
+        folder: how a file among them is named, with `/` and its name after it.
+
+    Raises:
+        ReferenceNotFoundError: there are none, or there is not one best.
+    """
     for usual, endings in _KINDS:
         found = _of_kind(endings, names)
         by_convention = [name for name in (usual, usual + _INDEX) if name in found]
@@ -230,12 +244,12 @@ def _choose(reference: HubReference, names: Sequence[str]) -> str:
             return (by_convention or found)[0]
         if found:
             raise ReferenceNotFoundError(
-                f"{reference.text}: expected one file of weights, found several; name one, as "
-                f"hf://{reference.repo}/FILE: {_listing(found)}"
+                f"{where}: expected one file of weights, found several; name one, as "
+                f"{folder}/FILE: {_listing(found)}"
             )
     raise ReferenceNotFoundError(
-        f"{reference.text}: expected weights in the repository's main folder, found none; if one "
-        f"of its files holds them, name it, as hf://{reference.repo}/FILE: {_listing(names)}"
+        f"{where}: expected weights in its main folder, found none; if one of its files holds "
+        f"them, name it, as {folder}/FILE: {_listing(names)}"
     )
 
 

@@ -20,9 +20,10 @@ from jaxtransfer.evaluate.comparison import (
     OnProgress,
     compare_arms,
 )
-from jaxtransfer.formats import READERS, inspect_weights
+from jaxtransfer.formats import inspect_weights
 from jaxtransfer.formats.base import PathLike
 from jaxtransfer.models import Model, build, load_model, load_weights, recognise
+from jaxtransfer.models.model import RECEIPT_FILE, WEIGHTS_FILE
 from jaxtransfer.partition import Plan, resolve_plans
 from jaxtransfer.surgery import replace_head
 from jaxtransfer.train import Checkpoints, Settings, cross_entropy, train
@@ -83,9 +84,11 @@ def load(
         `model = jt.load("checkpoints/glyphs")`
     """
     path = hub.resolve(reference)
-    if _is_saved(path):
-        loaded = load_model(path, build(model) if isinstance(model, str) else model)
+    folder = path if path.is_dir() else path.parent
+    if path in (folder, folder / WEIGHTS_FILE) and (folder / RECEIPT_FILE).is_file():
+        loaded = load_model(folder, build(model) if isinstance(model, str) else model)
         return loaded if sharding is None else place(loaded, sharding)
+    path = hub.weights_in(path)
     if isinstance(model, Model):
         network = model
     elif model is not None:
@@ -100,11 +103,6 @@ def load(
         architecture=architecture,
         sharding=sharding,
     )
-
-
-def _is_saved(path: Path) -> bool:
-    """Whether there is a folder, and not one that is weights in itself."""
-    return path.is_dir() and not any(reader.matches(b"", path) for reader in READERS)
 
 
 def _recognised(path: Path, part: str, architecture: PathLike | None) -> Model:

@@ -93,6 +93,8 @@ class Reader:
         suffix: the usual ending of a file name, which chooses the writer (never the reader).
         takes_architecture: whether `read` and `inspect` take `architecture`, the path of a file
             that describes the network, for formats whose weights do not say what they are.
+        files: the files of one folder that are read together, for formats that have several;
+            `None` for formats of one file, or of a folder with all that is in it.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Reader:
     write: Callable[[Mapping[str, Any], Path, Mapping[str, str]], None] | None = None
     suffix: str = ""
     takes_architecture: bool = False
+    files: Callable[[Path], list[Path]] | None = None
 
 
 class Damage(Exception):

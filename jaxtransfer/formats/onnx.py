@@ -163,6 +163,19 @@ def inspect(path: PathLike) -> Inspection:
     return Inspection(Path(path), NAME, tuple(infos), model.metadata)
 
 
+def files(path: PathLike) -> list[Path]:
+    """The files that a model consists of: itself, and those beside it that hold values.
+
+    Raises:
+        ReferenceNotFoundError: there is no such file.
+        FormatError: the file is damaged, or names a file that is not beside it.
+    """
+    with reading(path, NAME):
+        external = [tensor.external for tensor in _Model(path).tensors.values() if tensor.external]
+        beside = [file_beside(path, entries.get("location", "")) for entries in external]
+    return list(dict.fromkeys([Path(path), *beside]))
+
+
 @dataclass(frozen=True)
 class _Tensor:
     """A tensor whose values are not read yet.
@@ -513,4 +526,4 @@ def _kind_name(kind: int) -> str:
     return {27: "FLOAT6E2M3", 28: "FLOAT6E3M2"}.get(kind, str(kind))
 
 
-READER = Reader(NAME, matches, read, inspect, suffix=".onnx")
+READER = Reader(NAME, matches, read, inspect, suffix=".onnx", files=files)

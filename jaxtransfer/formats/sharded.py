@@ -84,13 +84,13 @@ def inspect(path: Path, inspect_shard: Callable[[Path], Inspection]) -> Inspecti
     return Inspection(Path(path), NAME, ordered, metadata)
 
 
-def shard_paths(path: Path) -> list[Path]:
-    """The files that an index names, each once.
+def files(path: Path) -> list[Path]:
+    """The index and the files that it names.
 
     Raises:
         FormatError: the index is damaged, or a shard lies outside the folder.
     """
-    return [_shard(path, name) for name in _shard_names(_read_index(path))]
+    return [Path(path), *(_shard(path, name) for name in _shard_names(_read_index(path)))]
 
 
 def _read_index(path: Path) -> dict[str, Any]:

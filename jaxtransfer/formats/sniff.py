@@ -44,6 +44,7 @@ READERS: tuple[Reader, ...] = (
         inspect=lambda path: sharded.inspect(
             path, lambda shard: _shard_reader(shard).inspect(shard)
         ),
+        files=sharded.files,
     ),
     # then what is told by the structure of its first bytes,
     msgpack.READER,
@@ -95,7 +96,7 @@ def _shard_reader(path: Path) -> Reader:
 
 def _head(path: Path) -> bytes:
     with reading(path, "regular"):
-        if path.is_dir():
+        if path.is_dir() or (not path.exists() and tensorflow.is_prefix(path)):
             return b""
         if path.exists() and not path.is_file():
             raise FormatError(f"{path}: expected a file, found a device, a pipe or a socket")
@@ -198,22 +199,23 @@ def _below(part: str, names: Sequence[str], path: PathLike) -> dict[str, str]:
 def fingerprint_of(path: PathLike) -> str:
     """The SHA-256 that stands for all that is read from a path.
 
-    For a file it is the hash of its content. For a folder, and for an index with its shards, it is
-    the hash of the list that `sha256sum` prints of the files, ordered by name.
+    For a file it is the hash of its content. For what lies in several files, such as a folder or an
+    index with its shards, it is the hash of the list that `sha256sum` prints of them, in the order
+    of their names.
 
     Raises:
         ReferenceNotFoundError: there is nothing at `path`.
         FormatError: a file cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
-        folder = path
-        files = [found for found in path.rglob("*") if found.is_file()]
-    elif path.is_file() and reader_of(path).name == sharded.NAME:
-        folder = path.parent
-        files = [path, *sharded.shard_paths(path)]
+    reader = reader_of(path)
+    if reader.files is not None:
+        files = reader.files(path)
     else:
+        files = [found for found in path.rglob("*") if found.is_file()] if path.is_dir() else [path]
+    if files == [path]:
         return sha256_of(path)
+    folder = path if path.is_dir() else path.parent
     names = {found.relative_to(folder).as_posix(): found for found in files}
     lines = [f"{sha256_of(names[name])}  {name}\n" for name in sorted(names)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

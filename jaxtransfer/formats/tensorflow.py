@@ -110,6 +110,23 @@ def inspect(path: PathLike) -> Inspection:
     return inspect_bundle(path, table)
 
 
+def files(path: PathLike) -> list[Path]:
+    """The files that hold a checkpoint: its table and its data files, or all tables.
+
+    Args:
+        path: as for `read`.
+
+    Raises:
+        ReferenceNotFoundError: there is no such file.
+        FormatError: a file is damaged.
+    """
+    table = _existing_table(Path(path))
+    if not _is_bundle(table):
+        return _shards_of(table)
+    pattern = f"{glob.escape(table.name.removesuffix(INDEX))}.data-?????-of-?????"
+    return [table, *sorted(table.parent.glob(pattern))]
+
+
 def _existing_table(path: Path) -> Path:
     with reading(path, NAME):
         table = _table_of(path)
@@ -145,6 +162,15 @@ def _table_of(path: Path) -> Path | None:
             "checkpoint that it was made from"
         )
     return None
+
+
+def is_prefix(path: Path) -> bool:
+    """Whether a path is what the names of a checkpoint's files begin with, and no file itself.
+
+    >>> is_prefix(Path("nowhere/model.ckpt-1000"))
+    False
+    """
+    return _table_of_prefix(path) is not None
 
 
 def _table_of_prefix(prefix: Path) -> Path | None:
@@ -211,7 +237,8 @@ def _shards_of(table: Path) -> list[Path]:
     stem, count = found[1], int(found[2])
     with reading(table, NAME):
         names = [f"{stem}-{number:05}-of-{count:05}" for number in range(count)]
-        return [file_beside(table, name) for name in names]
+        # A file of another number than it should have stands for itself.
+        return [file_beside(table, name) for name in names] if table.name in names else [table]
 
 
-READER = Reader(NAME, matches, read, inspect)
+READER = Reader(NAME, matches, read, inspect, files=files)

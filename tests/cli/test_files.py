@@ -68,8 +68,8 @@ def test_inspect_of_a_part(tmp_path, capsys):
 def test_convert_keeps_names_and_bits(weights, tmp_path, capsys, ending):
     output = tmp_path / f"out.{ending}"
     assert main(["convert", str(weights), str(output)]) == 0
-    assert "79 tensors" in capsys.readouterr().out
     before, after = jt.read_weights(weights), jt.read_weights(output)
+    assert f"{len(before)} tensors" in capsys.readouterr().out
     assert before.keys() == after.keys()
     assert all(before[name].tobytes() == after[name].tobytes() for name in before)
 

@@ -153,7 +153,7 @@ def test_predict_runs_as_it_stands(capsys):
         (["finetune", "--data", "README.md"], "README.md"),
         (["finetune", "--per-class", "100000"], "found 100000"),
         (["predict", "checkpoints/glyphs", "pyproject.toml"], "expected an image file"),
-        (["predict", "docs"], "expected a folder with config.json"),
+        (["predict", "docs"], "docs: expected weights in its main folder, found none"),
     ],
 )
 def test_bad_input_gives_a_message_and_status_2(arguments, message, capsys, monkeypatch, tmp_path):

@@ -229,6 +229,8 @@ namespace = coded(Call("argparse Namespace"))
 ORDERED = coded(Call("collections OrderedDict"))
 STRANGE = {
     "a state of slots": (namespace + b"}}\x86b", "a state that is no dict"),
+    "an object as a state": (namespace + namespace + b"b", "a state that is no dict"),
+    "entries for an object": (namespace + b"K\x01K\x02s", "entries for what is no dict"),
     "a state with a number as name": (namespace + b"}K\x01K\x02sb", "names are no text"),
     "a state for a dict": (ORDERED + b"}" + coded("__class__") + b"K\x01sb", "__class__"),
     "an odd number of entries": (b"}(K\x01u", "a key without a value"),
@@ -309,6 +311,13 @@ def test_repeated_references_do_not_multiply(monkeypatch):
     with pytest.raises(Damage, match="values of .* bytes in a file"):
         entries(content + b".")
     assert time.monotonic() - started < 30
+
+
+def test_a_long_list_is_not_looked_at_again_and_again(monkeypatch):
+    monkeypatch.setattr(base, "_ALLOWED_BYTES", 2**20)
+    content = b"](](" + b"N" * 2**12 + b"eq\x00" + b"h\x00" * 2**12 + b"e}a."
+    with pytest.raises(Damage, match="values of .* bytes in a file"):
+        entries(content)
 
 
 BOMBS = {

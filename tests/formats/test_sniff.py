@@ -2,18 +2,28 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxtransfer.errors import FormatError, JaxTransferError, OutputError, ReferenceNotFoundError
-from jaxtransfer.formats import READERS, inspect_weights, read_weights, reader_of, write_weights
+from jaxtransfer.formats import (
+    READERS,
+    fingerprint_of,
+    inspect_weights,
+    read_weights,
+    reader_of,
+    write_weights,
+)
+from jaxtransfer.hub import resolve
 
 FLAT = {"head/kernel": np.arange(6.0).reshape(2, 3), "head/bias": np.zeros(3, np.float32)}
 
@@ -163,3 +173,31 @@ def test_garbage_is_an_error_of_the_package(content):
         path.write_bytes(content)
         with pytest.raises(JaxTransferError):
             read_weights(path)
+
+
+def test_what_lies_in_several_files_has_one_hash_of_all(tmp_path):
+    fixtures = Path(__file__).parent / "fixtures" / "tensorflow"
+    for file in fixtures.glob("shards.*"):
+        shutil.copy(file, tmp_path)
+    prefix = tmp_path / "shards"
+    hashes = {fingerprint_of(path) for path in (prefix, *tmp_path.iterdir())}
+    assert len(hashes) == 1
+    assert resolve(str(prefix)) == prefix and len(read_weights(prefix)) > 1
+    data = next(tmp_path.glob("*.data-00001-of-*"))
+    data.write_bytes(data.read_bytes()[:-1] + b"x")
+    assert fingerprint_of(prefix) not in hashes
+
+
+def test_external_values_of_a_model_belong_to_its_hash(tmp_path):
+    tensor = onnx.numpy_helper.from_array(np.arange(9, dtype=np.float32), "w")
+    graph = onnx.helper.make_graph([], "g", [], [], [tensor])
+    onnx.save(
+        onnx.helper.make_model(graph),
+        tmp_path / "a.onnx",
+        save_as_external_data=True,
+        location="a.bin",
+        size_threshold=0,
+    )
+    before = fingerprint_of(tmp_path / "a.onnx")
+    (tmp_path / "a.bin").write_bytes(bytes(36))
+    assert fingerprint_of(tmp_path / "a.onnx") != before

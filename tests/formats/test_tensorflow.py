@@ -209,6 +209,13 @@ def test_all_shards_of_the_first_version_must_be_there(tmp_path):
             function(tmp_path / "a")
 
 
+def test_a_file_with_a_number_that_cannot_be_is_read_alone(tmp_path):
+    for name in ("a-00000-of-00000", "a-00002-of-00002"):
+        shutil.copy(FIXTURES / "version1_parts", tmp_path / name)
+        assert_same(read(tmp_path / name), expected("parts"))
+        assert_inspected(tmp_path / name, expected("parts"))
+
+
 def test_an_index_under_another_name_cannot_name_its_data(tmp_path):
     shutil.copy(FIXTURES / "kinds.index", tmp_path / "renamed")
     with pytest.raises(FormatError, match=r"expected a name that ends in \.index"):

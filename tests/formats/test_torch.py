@@ -471,11 +471,13 @@ def test_members_that_do_not_fit_are_told(tmp_path):
 
 def test_a_packed_bomb_is_refused_before_it_is_unpacked(tmp_path):
     count = 2**25
-    path = zip_file(
-        tmp_path / "a", {"w": tensor("0", (count,))}, {"0": bytes(4 * count)}, zipfile.ZIP_DEFLATED
-    )
+    bomb = {"0": bytes(4 * count)}
+    path = zip_file(tmp_path / "a", {"w": tensor("0", (count,))}, bomb, zipfile.ZIP_DEFLATED)
     for function in (read, inspect):
-        assert f"of {4 * count} bytes" in refusal(path, function)
+        assert f"tensors of {4 * count} bytes" in refusal(path, function)
+    small = {"w": tensor("0", (1,), size=count)}
+    path = zip_file(tmp_path / "b", small, bomb, zipfile.ZIP_DEFLATED)
+    assert "the packed member 'a/data/0'" in refusal(path)
 
 
 def test_many_names_for_one_tensor_take_no_more_than_is_allowed(tmp_path, monkeypatch):
@@ -485,10 +487,11 @@ def test_many_names_for_one_tensor_take_no_more_than_is_allowed(tmp_path, monkey
     assert "values of" in refusal(path)
 
 
-def test_a_deep_key_repeated_takes_no_more_than_is_allowed(tmp_path, monkeypatch):
+def test_long_names_take_no_more_than_is_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "_ALLOWED_BYTES", 2**20)
-    key = coded("k" * 2**16) + b"q\xf00"
-    path = zip_file(tmp_path / "a", Raw(key + b"}h\xf0" * 50 + b"N" + b"s" * 50))
+    key = coded("k" * 2**14) + b"q\xf00"
+    values = coded({f"n{index}": None for index in range(20)})
+    path = zip_file(tmp_path / "a", Raw(key + b"}h\xf0" * 16 + values + b"s" * 16))
     assert "values of" in refusal(path)
 
 
@@ -509,6 +512,15 @@ def test_storages_that_do_not_fit_are_told(tmp_path, case):
     assert named in refusal(
         legacy_file(tmp_path / "a", LEGACY, values, **{"order": ("0", "1")} | arguments)
     )
+
+
+def test_a_storage_that_counts_other_numbers_is_told(tmp_path):
+    path = legacy_file(tmp_path / "a", {"w": tensor("0", (2,))}, {"0": floats(1, 2)})
+    content = bytearray(path.read_bytes())
+    assert content[-16] == 2
+    content[-16] = 1
+    path.write_bytes(content)
+    assert "1 numbers in the storage '0'" in refusal(path)
 
 
 def test_a_legacy_file_of_another_version(tmp_path):
