@@ -170,7 +170,10 @@ def is_prefix(path: Path) -> bool:
     >>> is_prefix(Path("nowhere/model.ckpt-1000"))
     False
     """
-    return _table_of_prefix(path) is not None
+    try:
+        return _table_of_prefix(path) is not None
+    except OSError:  # A name that is too long, or a folder that may not be looked into.
+        return False
 
 
 def _table_of_prefix(prefix: Path) -> Path | None:
