@@ -2,7 +2,7 @@
 
     python hostile.py MODULE PATH FOLDER [--rounds N] [--cases N]
     python hostile.py MODULE PATH FOLDER --only CASE…
-    python hostile.py MODULE PATH FOLDER --traps PATH…
+    python hostile.py --traps FILE
 
 The files of the folder are damaged one at a time, in place, by small edits that hypothesis draws.
 Every case is read as `PATH`, within limits of memory and time, while an audit hook watches what
@@ -203,7 +203,8 @@ class Files:
             # Views, for a slice would be copied twice.
             with memoryview(content) as repaired, memoryview(whole) as undamaged:
                 repaired[first:last] = undamaged[first:last]
-            self._store(index, first, last)
+            if not self.members:  # An archive is written anew for each case.
+                self._store(index, first, last)
 
     def _store(self, index: int, first: int, last: int) -> None:
         content: Any = self.content[index]
@@ -499,19 +500,31 @@ def _reader_in(module: str) -> Reader:
     return named[found.NAME] if found.NAME in named else found.READER
 
 
-def _problems_of(step: Callable[[Any], None], things: list[Any]) -> list[str]:
-    """What is wrong with what a reader does with each of some things; nothing if it is empty."""
+def _problem_of(step: Callable[[Any], None], thing: Any) -> str:
+    """What is wrong with what a reader does with something; nothing if it does as it should."""
+    try:
+        step(thing)
+    except (Exception, Forbidden) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _try_traps(file: Path) -> None:
+    """Print what readers do wrong with traps, from a JSON list of module, path, folder, traps."""
     problems = []
-    for thing in things:
-        try:
-            step(thing)
-            problems.append("")
-        except (Exception, Forbidden) as error:
-            problems.append(f"{type(error).__name__}: {error}")
-    return problems
+    for module, path, folder, traps in json.loads(file.read_text()):
+        trial = Trial(module, Path(path), Path(folder), inside_zip=False, seconds=10)
+        trial.warm_up()
+        problems += [_problem_of(trial.try_trap, Path(trap)) for trap in traps]
+    print(json.dumps(problems))
 
 
 def main() -> None:
+    faulthandler.enable()
+    # Says where, even inside a library, and then lets the signal end the process.
+    faulthandler.register(signal.SIGALRM, chain=True)
+    if sys.argv[1] == "--traps":
+        return _try_traps(Path(sys.argv[2]))
     parser = argparse.ArgumentParser()
     parser.add_argument("module")
     parser.add_argument("path", type=Path)
@@ -522,11 +535,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--only", type=bytes.fromhex, nargs="+", metavar="CASE")
-    parser.add_argument("--traps", type=Path, nargs="+", metavar="PATH")
     arguments = parser.parse_args()
-    faulthandler.enable()
-    # Says where, even inside a library, and then lets the signal end the process.
-    faulthandler.register(signal.SIGALRM, chain=True)
     trial = Trial(
         arguments.module,
         arguments.path,
@@ -538,9 +547,7 @@ def main() -> None:
         forget_checksums(arguments.forget_checksums)
     trial.warm_up()
     if arguments.only:
-        print(json.dumps(_problems_of(trial.try_case, arguments.only)))
-    elif arguments.traps:
-        print(json.dumps(_problems_of(trial.try_trap, arguments.traps)))
+        print(json.dumps([_problem_of(trial.try_case, case) for case in arguments.only]))
     else:
         trial.run(arguments.rounds, arguments.cases)
         print(json.dumps(dataclasses.asdict(trial.counts)))

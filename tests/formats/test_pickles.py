@@ -267,6 +267,12 @@ def test_what_no_pickler_writes_is_damage(opcodes):
         load(content + b".")
 
 
+def test_what_is_popped_is_gone_a_mark_included():
+    """As picklers do it for a tuple that contains itself."""
+    assert load(b"K\x07(0.") == 7
+    assert load(b"K\x07(NN1.") == 7
+
+
 def test_a_memo_index_allocates_nothing():
     value = load(b"K\x07r\xff\xff\xff\x7fj\xff\xff\xff\x7f\x86.")
     assert value == (7, 7)
