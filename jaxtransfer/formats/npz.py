@@ -112,6 +112,8 @@ def _members(archive: zipfile.ZipFile, archive_bytes: int) -> dict[str, zipfile.
     infos = archive.infolist()
     counts = Counter(info.filename for info in infos)
     for info in infos:
+        if info.header_offset < 0:
+            raise Damage(f"the member {info.filename!r} before the file's first byte")
         if not info.filename.endswith(_SUFFIX):
             raise Damage(f"the member {info.filename!r}, which is no {_SUFFIX}", info.header_offset)
         if counts[info.filename] > 1:

@@ -198,10 +198,12 @@ def _rule(
     tied: bool = False,
     **texts: str,
 ) -> Rule:
-    names = [_all_are(str, [name] if isinstance(name, str) else name) for name in (source, target)]
-    source, target = (name[0] if len(name) == 1 else name for name in names)
     _all_are(bool, [tied])
-    return Rule(source, target, axis=axis, tied=tied, **_texts(texts))
+    return Rule(_names(source), _names(target), axis=axis, tied=tied, **_texts(texts))
+
+
+def _names(value: str | list[str]) -> str | tuple[str, ...]:
+    return _all_are(str, [value])[0] if isinstance(value, str) else _all_are(str, value)
 
 
 def _texts(values: dict[str, str]) -> dict[str, str]:

@@ -195,10 +195,8 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 
 def _translate(patterns: tuple[str, ...], others: tuple[str, ...], name: str) -> tuple[str, ...]:
-    for pattern in patterns:
-        if found := _regex(pattern).fullmatch(name):
-            return tuple(
-                _PLACEHOLDER.sub(lambda placeholder: found[placeholder[1]], other)
-                for other in others
-            )
-    return ()
+    found = next((match for p in patterns if (match := _regex(p).fullmatch(name))), None)
+    if found is None:
+        return ()
+    digits = found.groupdict()
+    return tuple(_PLACEHOLDER.sub(lambda part: digits[part[1]], other) for other in others)

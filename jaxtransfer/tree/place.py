@@ -88,7 +88,7 @@ def _put(leaf: Any, sharding: Any) -> jax.Array:
         return jax.device_put(_copy(leaf))
     copies: dict[Any, np.ndarray] = {}
 
-    def slice_for(index: tuple[slice, ...]) -> np.ndarray:
+    def slice_for(index: Any) -> np.ndarray:
         # Devices that hold the same slice get the same copy.
         key = tuple(part.indices(size) for part, size in zip(index, leaf.shape, strict=True))
         if key not in copies:

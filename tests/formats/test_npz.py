@@ -258,6 +258,16 @@ def test_other_methods_and_encrypted_members_are_told(tmp_path):
         read(path)
 
 
+def test_a_member_before_the_first_byte_is_told_at_a_byte(tmp_path):
+    path = archive_of(tmp_path / "a", {"data.pkl": b""})
+    content = bytearray(path.read_bytes())
+    content[-6] += 1  # Where the directory begins: everything else seems to lie a byte before.
+    path.write_bytes(content)
+    for function in (read, inspect):
+        with pytest.raises(FormatError, match=r"byte 0: .*'data\.pkl' before the file's first"):
+            function(path)
+
+
 def test_every_truncation_is_a_format_error(tmp_path):
     content = example(False)
     path = tmp_path / "a"
