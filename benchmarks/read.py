@@ -89,18 +89,6 @@ stop(largest=max(held.values()))
 """
 )
 
-IN_MEMORY = (
-    SETUP
-    + """
-import numpy as np
-import jaxtransfer as jt
-jt.inspect_weights(path)
-start()
-flat = {name: np.array(array) for name, array in jt.read_weights(path).items()}
-stop()
-"""
-)
-
 TORCH = (
     SETUP
     + """
@@ -195,13 +183,13 @@ def main() -> None:
             check=True,
         )
         compare(
-            "torch zip file into memory",
+            "torch zip file to a pytree on the device (torch: into memory)",
             path,
             options.pairs,
-            IN_MEMORY,
+            OURS,
             TORCH,
             options.torch,
-            ("copies of read_weights", "torch.load(weights_only=True)"),
+            ("place(read_weights)", "torch.load(weights_only=True)"),
         )
 
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib
 import math
-import mmap
 import os
 import secrets
 import stat
@@ -24,6 +23,7 @@ from jaxtransfer.errors import (
     OutputError,
     ReferenceNotFoundError,
 )
+from jaxtransfer.tree.mapped import map_descriptor
 
 PathLike: TypeAlias = str | os.PathLike[str]
 """A path as people write it."""
@@ -199,9 +199,7 @@ def map_file(path: PathLike) -> np.ndarray:
     The array is a view of a memory map, which lives as long as any view of it.
     """
     with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return np.empty(0, np.uint8)  # Nothing cannot be mapped.
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        return map_descriptor(file.fileno())
 
 
 def array_at(

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import mmap
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxtransfer.errors import TreeError
+from jaxtransfer.tree.mapped import copy_values, new_memory
 from jaxtransfer.tree.names import named_leaves
 from jaxtransfer.types import PyTree
-
-_ALIGNMENT = 64
-"""JAX takes over host memory that begins at such a multiple without copying it (CPU)."""
-
-_CHUNK_BYTES = 16 * 2**20
-"""How much of a file may be mapped into memory at a time, beside what is kept."""
 
 
 def place(tree: PyTree, sharding: PyTree | None = None) -> PyTree:
     """The same tree on devices: every leaf becomes a `jax.Array` with the sharding asked for.
 
     Of a leaf that is a view of a memory map, as `read_weights` gives them, only the slices that
-    devices of this process need are read, each once, and their pages are let go as soon as they are
-    copied. So a load takes the bytes of the arrays and a little more, and no device ever
-    holds a leaf that is sharded over several.
+    devices of this process need are read, each once, straight into the memory that a device on the
+    host takes over. So a load takes the bytes of the arrays and little more (those of one leaf if
+    its axes change places), and no device ever holds the whole of a leaf that is sharded.
 
     Args:
         tree: any pytree of host arrays or `jax.Array`s.
@@ -100,35 +92,6 @@ def _put(leaf: Any, sharding: Any) -> jax.Array:
 
 def _copy(values: np.ndarray) -> np.ndarray:
     """A copy in memory of its own that a device can take over."""
-    memory = np.empty(values.nbytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    copy = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
-    # Parts of an array that is not contiguous lie among each other in the file.
-    rows = len(values) if values.ndim and values.flags.c_contiguous else 1
-    parts = max(1, min(rows, math.ceil(values.nbytes / _CHUNK_BYTES)))
-    if parts == 1:
-        copy[...] = values
-        _release(values)
-        return copy
-    for part in range(parts):
-        chunk = slice(part * rows // parts, (part + 1) * rows // parts)
-        copy[chunk] = values[chunk]
-        _release(values[chunk])
+    copy = new_memory(values.nbytes).view(values.dtype).reshape(values.shape)
+    copy_values(values, copy)
     return copy
-
-
-def _release(values: np.ndarray) -> None:
-    """Let go of the pages of a read-only memory map on which values lie; they can be read again."""
-    owner: Any = values
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    owner = owner.obj if isinstance(owner, memoryview) else owner
-    if not (isinstance(owner, mmap.mmap) and hasattr(owner, "madvise") and values.nbytes):
-        return
-    whole = np.frombuffer(owner, np.uint8)
-    if whole.flags.writeable:
-        return  # Changes that are in memory alone would be lost.
-    low, high = np.lib.array_utils.byte_bounds(values)
-    start = (low - whole.ctypes.data) // mmap.PAGESIZE * mmap.PAGESIZE
-    with contextlib.suppress(OSError):
-        owner.madvise(mmap.MADV_DONTNEED, start, high - whole.ctypes.data - start)

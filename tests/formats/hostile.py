@@ -277,7 +277,8 @@ class Watch:
         return ""
 
     def _opened(self, path: Any, mode: Any, flags: int) -> str:
-        if isinstance(path, int):
+        # Python itself looks for the line of a syntax error there, such as in NumPy's headers.
+        if isinstance(path, int) or path in ("<string>", "<unknown>"):
             return ""
         if flags & _WRITING:
             return f"opened {path!r} for writing"

@@ -76,18 +76,6 @@ def test_shapes_dtypes_and_bits_stay(shape, dtype):
     assert np.asarray(placed).tobytes() == values.tobytes()
 
 
-def test_large_leaves_are_copied_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK_BYTES", 100)
-    released = []
-    original = module._release
-    monkeypatch.setattr(
-        module, "_release", lambda part: released.append(part.nbytes) or original(part)
-    )
-    values, view = mapped(tmp_path, (7, 13))
-    np.testing.assert_array_equal(place(view), values)
-    assert sum(released) == values.nbytes and max(released) <= 104
-
-
 def test_what_is_placed_does_not_follow_the_file(tmp_path):
     values, view = mapped(tmp_path, (64, 64))
     placed = place(view)
