@@ -54,7 +54,8 @@ class Guess:
 
     def __str__(self) -> str:
         options = "".join(f", {name}={value}" for name, value in self.options)
-        fit = "every tensor fits" if self.is_exact else f"{self.fitting} of {self.leaves} leaves"
+        fit = f"{self.fitting} of {self.leaves} leaves and {self.tensors} tensors pair up"
+        fit = "every tensor fits" if self.is_exact else fit
         prefix = f", prefix {self.prefix!r}" if self.prefix else ""
         return f"{self.architecture}{options} (rules {self.source}{prefix}; {fit})"
 

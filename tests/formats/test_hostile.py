@@ -465,6 +465,7 @@ def build_of(seed: Seed, weights: Path | None, is_quick: bool) -> Build:
     return seed.small
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, seed in SEEDS.items() if not seed.is_further])
 def test_a_damaged_file_is_read_or_is_a_format_error(name, folder, weights):
     seed = SEEDS[name]
