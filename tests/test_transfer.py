@@ -1,7 +1,9 @@
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxtransfer as jt
 from jaxtransfer.errors import CheckpointError, DataError, ReferenceNotFoundError, TrainingError
@@ -127,3 +129,29 @@ def test_data_that_is_no_pair_is_refused(model, digits):
 def test_load_tells_what_there_is():
     with pytest.raises(ReferenceNotFoundError, match="checkpoints/glyphs"):
         jt.load("checkpoints/glyph")
+
+
+def test_a_saved_model_is_loaded_by_its_folder_or_its_weights(model, tmp_path):
+    model.save(tmp_path / "net")
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    for path in (tmp_path / "net", tmp_path / "net" / "model.safetensors"):
+        loaded = jt.load(path, sharding=replicated)
+        assert jt.diff(loaded.params, model.params).is_empty
+        assert {leaf.sharding for leaf in jax.tree.leaves(loaded.params)} == {replicated}
+
+
+def test_weights_in_a_plain_folder_are_found(model, tmp_path):
+    leaves = {"params": model.params, "stats": model.stats}
+    (tmp_path / "config.json").write_text('{"model_type": "of someone else"}')
+    with pytest.raises(ReferenceNotFoundError, match="expected weights in its main folder"):
+        jt.load(tmp_path, model=model)
+    jt.write_weights(leaves, tmp_path / "weights.npz")
+    loaded = jt.load(tmp_path, model=model)
+    assert jt.diff(loaded.params, model.params).is_empty
+    assert loaded.receipt.file == "weights.npz"
+    jt.write_weights(leaves, tmp_path / "weights.safetensors")
+    assert jt.load(tmp_path, model=model).receipt.file == "weights.safetensors"
+    jt.write_weights(leaves, tmp_path / "other.safetensors")
+    with pytest.raises(ReferenceNotFoundError, match=r"other\.safetensors, weights\.safetensors"):
+        jt.load(tmp_path, model=model)

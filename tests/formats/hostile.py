@@ -36,10 +36,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-# The front door of the package imports JAX, which no reader of a single file needs.
-_package = types.ModuleType("jaxtransfer")
-_package.__path__ = [str(ROOT / "jaxtransfer")]
-sys.modules["jaxtransfer"] = _package
+if __name__ == "__main__":
+    # The front door of the package imports far more than readers of files need.
+    _package = types.ModuleType("jaxtransfer")
+    _package.__path__ = [str(ROOT / "jaxtransfer")]
+    sys.modules["jaxtransfer"] = _package
 
 from jaxtransfer.errors import FormatError, JaxTransferError, ReferenceNotFoundError  # noqa: E402
 from jaxtransfer.formats.base import Damage, Reader  # noqa: E402
