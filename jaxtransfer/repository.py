@@ -56,6 +56,9 @@ _COMPANIONS: Mapping[str, str] = {
 }
 """What a kind of weights cannot be read without: a pattern of file names in the same folder."""
 
+_DESCRIPTIONS = ("config.json", "receipt.json")
+"""What tells of a network and its weights; `Model.save` writes both."""
+
 _LISTED = 20
 """How many names an error lists."""
 
@@ -279,7 +282,7 @@ def _companions(path: Path, chosen: str, names: Sequence[str]) -> list[str]:
     pattern = _COMPANIONS.get(path.suffix, "").format(
         name=re.escape(path.name), stem=re.escape(path.stem)
     )
-    found = [name for name in beside if name == "config.json" or re.fullmatch(pattern, name)]
+    found = [name for name in beside if name in _DESCRIPTIONS or re.fullmatch(pattern, name)]
     if path.name.endswith(_INDEX):
         found += _shards(path)
     return [folder + name for name in found]

@@ -609,6 +609,7 @@ def test_an_index_that_cannot_be_is_damaged(site, index):
         (["m.onnx", "m.onnx_data", "m.onnx.data", "n.onnx_data"], ["m.onnx.data", "m.onnx_data"]),
         (["m.ckpt.index", "m.ckpt.data-0-of-1", "n.data-0-of-1"], ["m.ckpt.data-0-of-1"]),
         (["model.safetensors", "config.json", "a.cfg", "sub/config.json"], ["config.json"]),
+        (["model.safetensors", "receipt.json", "config.json"], ["config.json", "receipt.json"]),
     ],
 )
 def test_what_weights_are_read_with_comes_to_lie_beside_them(site, files, beside):
