@@ -9,7 +9,7 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -295,6 +295,18 @@ def checked_arrays(flat: Mapping[str, Any], path: PathLike) -> dict[str, np.ndar
             "\n".join([f"{path}: expected flat names with one array each, found:", *problems])
         )
     return arrays
+
+
+def refuse_any(path: PathLike, expected: str, problems: Sequence[str], remedy: str) -> None:
+    """Refuse to write what has no place in a format, everything at once.
+
+    Raises:
+        OutputError: there are problems.
+    """
+    if problems:
+        raise OutputError(
+            "\n".join([f"{path}: expected what {expected}, found:", *problems, remedy])
+        )
 
 
 def _name_problem(name: Any) -> str:

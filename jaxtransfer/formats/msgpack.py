@@ -23,7 +23,6 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from jaxtransfer.errors import OutputError
 from jaxtransfer.formats.base import (
     Damage,
     Inspection,
@@ -36,6 +35,7 @@ from jaxtransfer.formats.base import (
     checked_arrays,
     map_file,
     reading,
+    refuse_any,
 )
 
 NAME = "msgpack"
@@ -377,17 +377,8 @@ def write(
             problems.append(f" ! {name}: another name ends where this one goes on, or goes on")
     if metadata:
         problems.append(f" ! metadata: {', '.join(map(str, metadata))}")
-    if problems:
-        raise OutputError(
-            "\n".join(
-                [
-                    f"{path}: expected what Flax's msgpack can hold (a tree of numbers, no "
-                    "metadata), found:",
-                    *problems,
-                    "write .safetensors instead",
-                ]
-            )
-        )
+    holds = "Flax's msgpack can hold (a tree of numbers, no metadata)"
+    refuse_any(path, holds, problems, "write .safetensors instead")
 
     def save(temporary: Path) -> None:
         with open(temporary, "wb") as file:

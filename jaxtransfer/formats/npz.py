@@ -25,7 +25,6 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-from jaxtransfer.errors import OutputError
 from jaxtransfer.formats.base import (
     Damage,
     Inspection,
@@ -36,6 +35,7 @@ from jaxtransfer.formats.base import (
     check_size,
     checked_arrays,
     reading,
+    refuse_any,
 )
 
 NAME = "npz"
@@ -213,17 +213,8 @@ def write(
     ]
     if metadata:
         problems.append(f" ! metadata: {', '.join(map(str, metadata))}")
-    if problems:
-        raise OutputError(
-            "\n".join(
-                [
-                    f"{path}: expected what npz can hold (NumPy's dtypes, bfloat16, no metadata), "
-                    "found:",
-                    *problems,
-                    "write .safetensors instead",
-                ]
-            )
-        )
+    holds = "npz can hold (NumPy's dtypes, bfloat16, no metadata)"
+    refuse_any(path, holds, problems, "write .safetensors instead")
 
     def save(temporary: Path) -> None:
         with zipfile.ZipFile(temporary, "w") as archive:

@@ -45,6 +45,7 @@ from jaxtransfer.formats.base import (
     checked_arrays,
     file_beside,
     reading,
+    refuse_any,
 )
 
 NAME = "orbax"
@@ -490,16 +491,10 @@ def write(
     path = Path(path)
     metadata = metadata or {}
     arrays = checked_arrays(flat, path)
-    if problems := _problems(arrays, metadata):
-        raise OutputError(
-            "\n".join(
-                [
-                    f"{path}: expected what an Orbax folder can hold, found:",
-                    *problems,
-                    f"dtypes it can hold: {', '.join(DTYPES)}",
-                ]
-            )
-        )
+    problems = _problems(arrays, metadata)
+    refuse_any(
+        path, "an Orbax folder can hold", problems, f"dtypes it can hold: {', '.join(DTYPES)}"
+    )
     if path.exists() or path.is_symlink():
         raise OutputError(
             f"{path}: expected nothing here, for a folder is not replaced, found "

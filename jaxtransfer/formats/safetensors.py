@@ -31,6 +31,7 @@ from jaxtransfer.formats.base import (
     checked_arrays,
     map_file,
     reading,
+    refuse_any,
 )
 
 NAME = "safetensors"
@@ -189,16 +190,8 @@ def write(
         for key, value in (metadata or {}).items()
         if not (isinstance(key, str) and isinstance(value, str))
     ]
-    if problems:
-        raise OutputError(
-            "\n".join(
-                [
-                    f"{path}: expected what safetensors can hold, found:",
-                    *problems,
-                    f"dtypes it can hold: {', '.join(dtype.name for dtype in DTYPES.values())}",
-                ]
-            )
-        )
+    dtypes = ", ".join(dtype.name for dtype in DTYPES.values())
+    refuse_any(path, "safetensors can hold", problems, f"dtypes it can hold: {dtypes}")
 
     def save(temporary: Path) -> None:
         try:
