@@ -139,9 +139,12 @@ def read_weights(
         MissingLibraryError: the format needs a library that is not installed.
     """
     reader = reader_of(path)
-    flat = reader.read(Path(path), **_architecture(reader, path, architecture))
-    chosen = _below(part, list(flat), path)
-    return {name: flat[full] for name, full in chosen.items()}
+    options = _architecture(reader, path, architecture)
+    flat = reader.read(Path(path), **options)
+    if not part:
+        return flat
+    container = reader.inspect(Path(path), **options).metadata.get("container", "")
+    return {name: flat[full] for name, full in _below(part, list(flat), path, container).items()}
 
 
 def inspect_weights(
@@ -161,8 +164,10 @@ def inspect_weights(
     """
     reader = reader_of(path)
     found = reader.inspect(Path(path), **_architecture(reader, path, architecture))
+    if not part:
+        return found
     tensors = {tensor.name: tensor for tensor in found.tensors}
-    chosen = _below(part, list(tensors), path)
+    chosen = _below(part, list(tensors), path, found.metadata.get("container", ""))
     return replace(
         found, tensors=tuple(replace(tensors[full], name=name) for name, full in chosen.items())
     )
@@ -181,11 +186,11 @@ def _architecture(
     return {}
 
 
-def _below(part: str, names: Sequence[str], path: PathLike) -> dict[str, str]:
+def _below(part: str, names: Sequence[str], path: PathLike, container: str) -> dict[str, str]:
     """From the name below a part of the file to the whole name."""
-    if not part:
-        return {name: name for name in names}
     prefix = part.removesuffix("/") + "/"
+    if f"{container}/" == prefix:
+        return {name: name for name in names}  # The reader has left it out of all names.
     chosen = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
     if not chosen:
         parts = sorted({name.partition("/")[0] for name in names if "/" in name})

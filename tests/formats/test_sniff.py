@@ -77,6 +77,13 @@ def test_a_part_of_a_file_is_named_without_it(tmp_path):
             function(tmp_path / "a.npz", part="em")
 
 
+def test_the_container_that_is_left_out_of_all_names_may_be_named():
+    path = Path(__file__).parent / "fixtures" / "torch" / "zip.pt"
+    container = inspect_weights(path).metadata["container"]
+    assert read_weights(path, part=container).keys() == read_weights(path).keys()
+    assert inspect_weights(path, part=container) == inspect_weights(path)
+
+
 def test_an_architecture_is_refused_by_formats_that_need_none(tmp_path):
     write_weights(FLAT, tmp_path / "a.npz")
     with pytest.raises(FormatError, match=r"expected no architecture.* a\.cfg; leave it out"):
