@@ -11,6 +11,8 @@ from jaxtransfer import hub
 from jaxtransfer.cli.common import add_file_options, add_json, print_json
 from jaxtransfer.formats import Inspection, fingerprint_of, inspect_weights
 from jaxtransfer.models import Guess, recognise
+from jaxtransfer.models.model import CONFIG_FILE, RECEIPT_FILE, WEIGHTS_FILE
+from jaxtransfer.models.saved import read_config
 from jaxtransfer.tree.summary import format_bytes, format_table
 
 EMBEDDED_FILE = "checkpoints/glyphs"
@@ -34,13 +36,14 @@ def run(options: argparse.Namespace) -> None:
     """Print one row a tensor, then what all of them come to."""
     inspection, sha256 = _inspect(options)
     guesses = recognise(inspection)[:_MOST_GUESSES]
+    architectures = [*_saved_as(inspection), *map(str, guesses)]
     if options.json:
-        print_json(_as_json(inspection, sha256, guesses))
+        print_json(_as_json(inspection, sha256, guesses, architectures))
         return
     rows = [[t.name, _shape(t.shape), t.dtype, t.bytes] for t in inspection.tensors]
     if rows:
         print(format_table(["tensor", "shape", "dtype", "bytes"], rows), end="\n\n")
-    for name, text in _summary(options.file, inspection, sha256, guesses):
+    for name, text in _summary(options.file, inspection, sha256, architectures):
         print(f"{name:<13} {text}")
 
 
@@ -56,7 +59,7 @@ def _inspect(options: argparse.Namespace) -> tuple[Inspection, str]:
 
 
 def _summary(
-    reference: str, inspection: Inspection, sha256: str, guesses: list[Guess]
+    reference: str, inspection: Inspection, sha256: str, architectures: list[str]
 ) -> Iterable[tuple[str, str]]:
     yield "file", reference
     yield "format", inspection.format
@@ -69,9 +72,20 @@ def _summary(
     for dtype, entry in _by_dtype(inspection).items():
         yield "", f"{entry['tensors']:,} of {dtype}, {entry['parameters']:,} parameters"
     yield "memory", _memory(inspection)
-    yield "architecture", str(guesses[0]) if guesses else "none of the catalog has such names"
-    for guess in guesses[1:]:
-        yield "", str(guess)
+    yield (
+        "architecture",
+        architectures[0] if architectures else "none of the catalog has such names",
+    )
+    for other in architectures[1:]:
+        yield "", other
+
+
+def _saved_as(inspection: Inspection) -> list[str]:
+    """The network that `Model.save` noted beside the weights, if it did."""
+    folder = inspection.path.parent
+    if inspection.path.name != WEIGHTS_FILE or not (folder / RECEIPT_FILE).is_file():
+        return []
+    return [f"{read_config(folder)['architecture']} (as {CONFIG_FILE} beside it says)"]
 
 
 def _memory(inspection: Inspection) -> str:
@@ -92,7 +106,9 @@ def _by_dtype(inspection: Inspection) -> dict[str, dict[str, int]]:
     return found
 
 
-def _as_json(inspection: Inspection, sha256: str, guesses: list[Guess]) -> dict[str, Any]:
+def _as_json(
+    inspection: Inspection, sha256: str, guesses: list[Guess], architectures: list[str]
+) -> dict[str, Any]:
     return {
         "path": str(inspection.path),
         "format": inspection.format,
@@ -102,7 +118,8 @@ def _as_json(inspection: Inspection, sha256: str, guesses: list[Guess]) -> dict[
         "parameters": inspection.parameters,
         "bytes": inspection.bytes,
         "dtypes": _by_dtype(inspection),
-        "architectures": [asdict(guess) for guess in guesses],
+        "architectures": architectures,
+        "guesses": [asdict(guess) for guess in guesses],
     }
 
 

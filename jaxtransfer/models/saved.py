@@ -40,7 +40,7 @@ def load_model(folder: str | Path, model: Model | None = None) -> Model:
         MappingError: leaves are missing, left over or of another shape.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     weights, receipt_file = _find_files(folder, config["sha256"])
     template = _template(folder, config, model)
     like = {"params": template.params, "stats": template.stats}
@@ -131,7 +131,13 @@ _CONFIG_KEYS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config that `Model.save` wrote in a folder.
+
+    Raises:
+        ReferenceNotFoundError: there is none.
+        FormatError: it is damaged.
+    """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ReferenceNotFoundError(

@@ -46,7 +46,7 @@ def test_inspect_json_is_what_a_program_reads(weights, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["sha256"] == sha256_of(weights)
     assert found["parameters"] == sum(entry["parameters"] for entry in found["dtypes"].values())
-    assert found["architectures"][0]["architecture"] == "cifar_resnet8"
+    assert found["guesses"][0]["architecture"] == "cifar_resnet8"
     assert {"name", "shape", "dtype", "bytes"} == set(found["tensors"][0])
 
 
@@ -54,6 +54,7 @@ def test_inspect_runs_as_it_stands_on_the_embedded_model(capsys):
     assert main(["inspect"]) == 0
     out = capsys.readouterr().out
     assert "params/head/kernel" in out and "safetensors" in out
+    assert "glyph_resnet8 (as config.json beside it says)" in out
 
 
 def test_inspect_of_a_part(tmp_path, capsys):
