@@ -323,6 +323,11 @@ def part_of_darknet(folder: Path, weights: Path) -> Path:
 SILERO = "silero_vad_safetensors_onnx/silero_vad_16k.safetensors"
 SQUEEZENET = "squeezenet_v1.0_deepcompression/decoded_float32.npz"
 RESNET_20 = "cifar10_resnet/resnet20-12fca82f.th"
+RESNET_32 = "cifar10_resnet/resnet32-d509ac18.th"
+ULTRAFACE_PTH = "ultraface_slim/version-slim-320.pth"
+SILERO_ONNX = "silero_vad_safetensors_onnx/silero_vad.onnx"
+SQUEEZENET_H5 = "squeezenet_v1.1_keras_notop/squeezenet_weights_tf_dim_ordering_tf_kernels_notop.h5"
+WAKE_WORDS = "mlperf_tiny_keras/vww_96.h5"
 CAFFE = "ultraface_slim/slim-320.caffemodel"
 ULTRAFACE = "ultraface_slim/version-slim-320.onnx"
 RESNET_8 = "mlperf_tiny_keras/pretrainedResnet.h5"
@@ -353,6 +358,12 @@ SEEDS = {
         copy_of(RESNET_20),
         lambda folder, _: fixture("torch/legacy.pt")(folder),
     ),
+    "torch, ResNet-32": Seed(
+        "torch", fixture("torch/legacy.pt"), copy_of(RESNET_32), is_further=True
+    ),
+    "torch, Ultraface": Seed(
+        "torch", fixture("torch/legacy.pt"), copy_of(ULTRAFACE_PTH), is_further=True
+    ),
     "torch, zip": Seed("torch", fixture("torch/zip.pt")),
     "torch, zip members": Seed(
         "torch", fixture("torch/zip.pt"), options=BEHIND_ZIP, is_further=True
@@ -363,6 +374,8 @@ SEEDS = {
     "Keras, Keras 1 HDF5": Seed(
         "keras", small_hdf5, copy_of(MOBILENET), part_of_keras(MOBILENET), is_further=True
     ),
+    "Keras, SqueezeNet": Seed("keras", small_hdf5, copy_of(SQUEEZENET_H5), is_further=True),
+    "Keras, wake words": Seed("keras", small_hdf5, copy_of(WAKE_WORDS), is_further=True),
     "Keras, archive": Seed("keras", small_keras),
     "Keras, archive's members": Seed("keras", small_keras, options=BEHIND_ZIP),
     "TensorFlow": Seed(
@@ -385,6 +398,7 @@ SEEDS = {
     "Caffe": Seed("caffe", small_caffe, copy_of(CAFFE), part_of_caffe),
     "Darknet": Seed("darknet", small_darknet, copy_of(*DARKNET), part_of_darknet),
     "ONNX": Seed("onnx", small_onnx, copy_of(ULTRAFACE), part_of_onnx),
+    "ONNX, Silero": Seed("onnx", small_onnx, copy_of(SILERO_ONNX), is_further=True),
     "Orbax, database": Seed("orbax", small_orbax(use_ocdbt=True)),
     "Orbax, files": Seed("orbax", small_orbax(use_ocdbt=False), is_further=True),
     "Orbax, written here": Seed("orbax", small_orbax_of_ours, is_further=True),
