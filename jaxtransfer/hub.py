@@ -15,8 +15,7 @@ from urllib.parse import unquote, urlsplit
 from jaxtransfer import repository
 from jaxtransfer.download import fetch, is_loopback, read_range, shown
 from jaxtransfer.errors import DownloadError, FormatError, ReferenceNotFoundError
-from jaxtransfer.formats import READERS, Inspection, inspect_weights, safetensors
-from jaxtransfer.formats.tensorflow import is_prefix
+from jaxtransfer.formats import Inspection, inspect_weights, readers
 from jaxtransfer.repository import Located
 
 EMBEDDED_PREFIX = "checkpoints/"
@@ -78,6 +77,8 @@ def resolve(reference: str | Path) -> Path:
         return repository.fetch_weights(repository.parse(text))
     if text.startswith(_WEB_PREFIXES):
         return fetch(*_parse_web(text))
+    from jaxtransfer.formats.tensorflow import is_prefix
+
     path = os.path.expanduser(reference)
     # Unlike `Path.exists`, this is false where a name is too long to be a file's.
     if os.path.exists(path) or is_prefix(Path(path)):
@@ -107,7 +108,7 @@ def weights_in(path: Path) -> Path:
     >>> weights_in(resolve("checkpoints/glyphs")).name
     'model.safetensors'
     """
-    if not path.is_dir() or any(reader.matches(b"", path) for reader in READERS):
+    if not path.is_dir() or any(reader.matches(b"", path) for reader in readers()):
         return path
     names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
     return path / repository.choose_weights(names, str(path), str(path))
@@ -194,7 +195,9 @@ def _inspect_headers(where: str, weights: Located) -> Inspection | None:
 def _write_header(url: str, headers: Mapping[str, str], path: Path) -> bool:
     """Write a file with the header of the safetensors file at a URL, and a hole for its values."""
     first = read_range(url, 0, _FIRST_BYTES, headers)
-    if first is None or not safetensors.matches(first[0], path):
+    from jaxtransfer.formats.safetensors import matches
+
+    if first is None or not matches(first[0], path):
         return False
     content, size = first
     header_bytes = 8 + min(int.from_bytes(content[:8], "little"), _LONGEST_HEADER)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtransfer import hub
 from jaxtransfer.cli.common import add_file_options, add_json, print_json
-from jaxtransfer.formats import READERS, read_weights, write_weights
+from jaxtransfer.formats import read_weights, write_weights, writers
 from jaxtransfer.formats.output import write_text
 from jaxtransfer.models import Model, build
 from jaxtransfer.transfer import load
@@ -21,7 +21,6 @@ RECEIPT_SUFFIX = ".receipt.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `jaxtransfer convert`."""
-    endings = ", ".join(reader.suffix for reader in READERS if reader.write is not None)
     parser.add_argument(
         "file",
         nargs="?",
@@ -32,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "output",
         nargs="?",
         default=EXAMPLE_OUTPUT,
-        help=f"where to: a file that ends in {endings}; with --model also a folder, which "
-        "`jaxtransfer.load` reads",
+        help="where to: a file whose ending names the format, such as .safetensors or .npz; with "
+        "--model also a folder, which `jaxtransfer.load` reads",
     )
     parser.add_argument(
         "--model",
@@ -91,7 +90,7 @@ def _convert_model(options: argparse.Namespace) -> dict[str, Any]:
         architecture=options.architecture,
     )
     output = Path(options.output)
-    if any(output.suffix == reader.suffix for reader in READERS if reader.write is not None):
+    if output.suffix.lower() in writers():
         leaves = {"params": model.params, "stats": model.stats}
         write_weights(leaves, output, style=options.style)
         write_text(model.receipt.to_json() + "\n", output.with_name(output.name + RECEIPT_SUFFIX))

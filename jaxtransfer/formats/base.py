@@ -25,6 +25,9 @@ from jaxtransfer.errors import (
 )
 from jaxtransfer.tree.mapped import map_descriptor
 
+Writer: TypeAlias = Callable[[Mapping[str, Any], Path, Mapping[str, str]], None]
+"""Writes named arrays and text metadata to a path, atomically."""
+
 PathLike: TypeAlias = str | os.PathLike[str]
 """A path as people write it."""
 
@@ -101,7 +104,7 @@ class Reader:
     matches: Callable[[bytes, Path], bool]
     read: Callable[..., dict[str, np.ndarray]]
     inspect: Callable[..., Inspection]
-    write: Callable[[Mapping[str, Any], Path, Mapping[str, str]], None] | None = None
+    write: Writer | None = None
     suffix: str = ""
     takes_architecture: bool = False
     files: Callable[[Path], list[Path]] | None = None

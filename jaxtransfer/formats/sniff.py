@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,52 +12,68 @@ from pathlib import Path
 import numpy as np
 
 from jaxtransfer.errors import FormatError, OutputError, ReferenceNotFoundError
-from jaxtransfer.formats import (
-    caffe,
-    darknet,
-    keras,
-    msgpack,
-    npz,
-    onnx,
-    orbax,
-    safetensors,
-    sharded,
-    tensorflow,
-    torch,
-    wordvectors,
-)
-from jaxtransfer.formats.base import Inspection, PathLike, Reader, reading, sha256_of
+from jaxtransfer.formats import sharded
+from jaxtransfer.formats.base import Inspection, PathLike, Reader, Writer, reading, sha256_of
 from jaxtransfer.tree.names import SEPARATOR, named_leaves
 from jaxtransfer.types import PyTree
 
-READERS: tuple[Reader, ...] = (
-    # What begins with a signature, or has files of certain names, comes first;
-    safetensors.READER,
-    npz.READER,
-    torch.READER,
-    keras.READER,
-    tensorflow.READER,
-    orbax.READER,
-    Reader(
-        sharded.NAME,
-        sharded.matches,
-        read=lambda path: sharded.read(path, lambda shard: _shard_reader(shard).read(shard)),
-        inspect=lambda path: sharded.inspect(
-            path, lambda shard: _shard_reader(shard).inspect(shard)
+
+@functools.cache
+def readers() -> tuple[Reader, ...]:
+    """All formats; the first one whose `matches` is true reads the file.
+
+    Their modules are imported when the first file is read, not with the package.
+    """
+    from jaxtransfer.formats import (
+        caffe,
+        darknet,
+        keras,
+        msgpack,
+        npz,
+        onnx,
+        orbax,
+        safetensors,
+        tensorflow,
+        torch,
+        wordvectors,
+    )
+
+    return (
+        # What begins with a signature, or has files of certain names, comes first;
+        safetensors.READER,
+        npz.READER,
+        torch.READER,
+        keras.READER,
+        tensorflow.READER,
+        orbax.READER,
+        Reader(
+            sharded.NAME,
+            sharded.matches,
+            read=lambda path: sharded.read(path, lambda shard: _shard_reader(shard).read(shard)),
+            inspect=lambda path: sharded.inspect(
+                path, lambda shard: _shard_reader(shard).inspect(shard)
+            ),
+            files=sharded.files,
         ),
-        files=sharded.files,
-    ),
-    # then what is told by the structure of its first bytes,
-    msgpack.READER,
-    onnx.READER,
-    caffe.READER,
-    # and last what is told by little more than plausible numbers.
-    wordvectors.READER,
-    darknet.READER,
-)
-"""All formats; the first one whose `matches` is true reads the file."""
+        # then what is told by the structure of its first bytes,
+        msgpack.READER,
+        onnx.READER,
+        caffe.READER,
+        # and last what is told by little more than plausible numbers.
+        wordvectors.READER,
+        darknet.READER,
+    )
+
+
+def writers() -> dict[str, Writer]:
+    """How files are written, by their ending."""
+    return {reader.suffix: reader.write for reader in readers() if reader.write is not None}
+
 
 _HEAD_BYTES = 1024
+
+_TORCH_STYLE_SUFFIX = ".safetensors"
+"""The ending of files in which PyTorch tools look for a state dict."""
 
 _NO_WEIGHTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer: run `git lfs pull`"),
@@ -76,11 +93,11 @@ def reader_of(path: PathLike) -> Reader:
     """
     path = Path(path)
     head = _head(path)
-    for reader in READERS:
+    for reader in readers():
         if reader.matches(head, path):
             return reader
     raise FormatError(
-        f"{path}: expected weights as {', '.join(reader.name for reader in READERS)}, "
+        f"{path}: expected weights as {', '.join(reader.name for reader in readers())}, "
         f"found at byte 0: {_description(head, path)}"
     )
 
@@ -95,8 +112,10 @@ def _shard_reader(path: Path) -> Reader:
 
 
 def _head(path: Path) -> bytes:
+    from jaxtransfer.formats.tensorflow import is_prefix
+
     with reading(path, "regular"):
-        if path.is_dir() or (not path.exists() and tensorflow.is_prefix(path)):
+        if path.is_dir() or (not path.exists() and is_prefix(path)):
             return b""
         if path.exists() and not path.is_file():
             raise FormatError(f"{path}: expected a file, found a device, a pipe or a socket")
@@ -255,20 +274,19 @@ def write_weights(
     ['head.bias']
     """
     path = Path(path)
-    writers = {reader.suffix: reader.write for reader in READERS if reader.write is not None}
-    write = writers.get(path.suffix.lower())
+    write = writers().get(path.suffix.lower())
     if write is None:
         raise OutputError(
-            f"{path}: expected a file name that ends in {' or '.join(writers)}, "
+            f"{path}: expected a file name that ends in {' or '.join(writers())}, "
             f"found {path.suffix or 'no ending'!r}"
         )
     if style not in ("jax", "torch"):
         raise OutputError(f"{path}: expected style 'jax' or 'torch', found {style!r}")
     named = named_leaves(tree)
     if style == "torch":
-        if path.suffix.lower() != safetensors.READER.suffix:
+        if path.suffix.lower() != _TORCH_STYLE_SUFFIX:
             raise OutputError(
-                f"{path}: expected a file name that ends in {safetensors.READER.suffix} for the "
+                f"{path}: expected a file name that ends in {_TORCH_STYLE_SUFFIX} for the "
                 f"style 'torch', found {path.suffix!r}"
             )
         named = [(name.replace(SEPARATOR, "."), leaf) for name, leaf in named]

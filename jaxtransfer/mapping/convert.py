@@ -42,13 +42,6 @@ class _Pairing:
     targets: tuple[str, ...]
     found: list[str] = field(default_factory=list)
 
-    @property
-    def use(self) -> str:
-        """What the receipt calls this way of pairing."""
-        if self.rule.tied:
-            return "tied"
-        return "split" if len(self.targets) > 1 else "joined" if len(self.sources) > 1 else "whole"
-
     def __str__(self) -> str:
         return f"{' + '.join(self.sources)} (rule {self.rule})"
 
@@ -242,7 +235,7 @@ def _fill(
             target_shape=tuple(leaves[target].shape),
             source_dtype=str(arrays[source].dtype),
             target_dtype=str(leaves[target].dtype),
-            use=pairing.use,
+            use=pairing.rule.use,
             axis=pairing.rule.axis if pairing.rule.parts > 1 else 0,
             start=start,
         )
@@ -259,7 +252,7 @@ def _arrange(
         MappingError: the shapes do not fit; the message ends the caller's.
     """
     layout, axis = pairing.rule.transform, pairing.rule.axis
-    if pairing.use == "split":
+    if pairing.rule.use == "split":
         try:
             parts = [layout.source_shape(tuple(leaf.shape)) for leaf in leaves]
         except MappingError as error:
@@ -271,7 +264,7 @@ def _arrange(
         pieces = np.split(arrays[0], starts[1:], axis)
         return [layout.apply(piece) for piece in pieces], starts
     source = arrays[0]
-    if pairing.use == "joined":
+    if pairing.rule.use == "joined":
         joined_shape([array.shape for array in arrays], axis)
         source = np.concatenate(arrays, axis)
     try:

@@ -51,8 +51,10 @@ def invert(
 
     _check_joined(entries, leaves, problems)
     flat: dict[str, np.ndarray] = {}
-    for source in dict.fromkeys(entry.source for entry in entries):
-        parts = [entry for entry in entries if entry.source == source]
+    by_source: dict[str, list[ReceiptEntry]] = {}
+    for entry in entries:
+        by_source.setdefault(entry.source, []).append(entry)
+    for source, parts in by_source.items():
         written = _write(source, parts, leaves, problems)
         if written is not None:
             flat[source] = written
@@ -86,19 +88,18 @@ def _entries_of(
     except MappingError as error:
         problems.reshaped.append(f"{target}: for {' + '.join(sources)}: {error}")
         return []
-    use = "split" if len(targets) > 1 else "joined" if len(sources) > 1 else "whole"
     starts = starts_of(parts, axis) if rule.parts > 1 else [0]
-    chosen = [targets.index(target)] if use == "split" else range(len(sources))
+    chosen = [targets.index(target)] if rule.use == "split" else range(len(sources))
     return [
         ReceiptEntry(
             target=target,
             source=sources[min(index, len(sources) - 1)],
             layout=str(layout),
-            source_shape=joined_shape(parts, axis) if use == "split" else parts[index],
+            source_shape=joined_shape(parts, axis) if rule.use == "split" else parts[index],
             target_shape=leaves[target].shape,
             source_dtype=str(leaves[target].dtype),
             target_dtype=str(leaves[target].dtype),
-            use="tied" if rule.tied else use,
+            use=rule.use,
             axis=axis if rule.parts > 1 else 0,
             start=starts[index],
         )

@@ -111,6 +111,13 @@ class Rule:
         return max(len(self.sources), len(self.targets))
 
     @property
+    def use(self) -> str:
+        """What a receipt calls the pairs of this rule: `whole`, `split`, `joined` or `tied`."""
+        if self.tied:
+            return "tied"
+        return "split" if len(self.targets) > 1 else "joined" if len(self.sources) > 1 else "whole"
+
+    @property
     def transform(self) -> Layout:
         """The layout as a transform."""
         return Layout.parse(self.layout)

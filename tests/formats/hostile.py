@@ -44,7 +44,7 @@ if __name__ == "__main__":
 
 from jaxtransfer.errors import FormatError, JaxTransferError, ReferenceNotFoundError  # noqa: E402
 from jaxtransfer.formats.base import Damage, Reader  # noqa: E402
-from jaxtransfer.formats.sniff import READERS, reader_of  # noqa: E402
+from jaxtransfer.formats.sniff import reader_of, readers  # noqa: E402
 
 EXTRA_BYTES = 64 * 2**20
 FILE_RATIO = 4
@@ -369,7 +369,7 @@ class Trial:
             if names != inspected or not names:
                 raise AssertionError(f"the undamaged file has {names}, by its headers {inspected}")
         chosen = self._unless_refused(lambda: reader_of(self.path))
-        if self.reader in READERS and chosen is not self.reader:
+        if self.reader in readers() and chosen is not self.reader:
             raise AssertionError(f"the undamaged file is taken for {chosen}")
         self.watch.known = frozenset(name.partition(".")[0] for name in sys.modules) | {"encodings"}
         self.filler = fill_up_to_peak()
@@ -498,7 +498,7 @@ def forget_checksums(function: str) -> None:
 def _reader_in(module: str) -> Reader:
     """The reader of a module, as the table of formats has it if it is there already."""
     found = importlib.import_module(module)
-    named = {reader.name: reader for reader in READERS}
+    named = {reader.name: reader for reader in readers()}
     return named[found.NAME] if found.NAME in named else found.READER
 
 

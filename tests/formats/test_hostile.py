@@ -29,7 +29,7 @@ import pytest
 from flax import serialization
 from orbax.checkpoint import PyTreeCheckpointer
 
-from jaxtransfer.formats import READERS, read_weights, write_weights
+from jaxtransfer.formats import read_weights, readers, write_weights
 from jaxtransfer.formats.darknet import read as read_darknet
 from jaxtransfer.formats.orbax import write as write_orbax
 
@@ -658,7 +658,7 @@ def make_folder(path: Path) -> Path:
 def test_every_reader_is_tried():
     modules = {f"jaxtransfer.formats.{seed.module}" for seed in SEEDS.values()}
     names = {importlib.import_module(module).NAME for module in modules}
-    assert {reader.name for reader in READERS} <= names
+    assert {reader.name for reader in readers()} <= names
 
 
 # The guards themselves, shown on readers that misbehave.

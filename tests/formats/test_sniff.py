@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from jaxtransfer.errors import FormatError, JaxTransferError, OutputError, ReferenceNotFoundError
 from jaxtransfer.formats import (
-    READERS,
     fingerprint_of,
     inspect_weights,
     read_weights,
     reader_of,
+    readers,
     write_weights,
 )
 from jaxtransfer.hub import resolve
@@ -28,7 +28,7 @@ from jaxtransfer.hub import resolve
 FLAT = {"head/kernel": np.arange(6.0).reshape(2, 3), "head/bias": np.zeros(3, np.float32)}
 
 
-WRITTEN = [reader for reader in READERS if reader.write and reader.name != "orbax"]
+WRITTEN = [reader for reader in readers() if reader.write and reader.name != "orbax"]
 
 
 @pytest.mark.parametrize("reader", WRITTEN, ids=lambda reader: reader.name)
