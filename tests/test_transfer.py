@@ -12,7 +12,7 @@ from jaxtransfer.transfer import fit_head
 
 @pytest.fixture(scope="module")
 def model():
-    return jt.init("cifar_resnet8", channels=1, width=4, input_size=(8, 8), num_classes=3)
+    return jt.init("cifar_resnet8", in_channels=1, width=4, input_size=(8, 8), num_classes=3)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def _describe(name: str, model: Model) -> dict[str, Any]:
         "architecture": model.spec.name,
         "parameters": count_parameters(model.params),
         "input_size": model.spec.input_size,
-        "channels": model.spec.channels,
+        "in_channels": model.spec.in_channels,
         "classes": model.num_classes,
         "paper": model.spec.paper,
     }
@@ -51,7 +51,7 @@ def _table(models: list[dict[str, Any]]) -> str:
             model["name"],
             model["architecture"],
             model["parameters"],
-            "x".join(map(str, (*(model["input_size"] or ()), model["channels"]))),
+            "x".join(map(str, (*(model["input_size"] or ()), model["in_channels"]))),
             model["classes"],
         ]
         for model in models

@@ -19,7 +19,7 @@ from jaxtransfer.errors import DataError, ModelError
 from jaxtransfer.evaluate.curves import CurveSummary, evaluation_steps, summarise_curve
 from jaxtransfer.evaluate.metrics import Interval, accuracy, majority_accuracy, mean_interval
 from jaxtransfer.evaluate.predict import predict, predict_with
-from jaxtransfer.models import CATALOG, Model, init
+from jaxtransfer.models import Model, families, init
 from jaxtransfer.partition import Plan, resolve_plans
 from jaxtransfer.surgery import replace_head
 from jaxtransfer.train import Settings, TrainState, cross_entropy, train
@@ -257,7 +257,7 @@ def reinitialise(model: Model, seed: int) -> Model:
     Raises:
         ModelError: the network is not in the catalog.
     """
-    if model.spec.name not in CATALOG:
+    if model.spec.name not in families():
         raise ModelError(
             f"scratch arm: expected a network of the catalog, found {model.spec.name!r}, whose "
             f"random weights "

@@ -94,7 +94,7 @@ def pretrain(
         recipe.architecture,
         recipe.seed,
         num_classes=len(glyphs.CLASSES),
-        channels=1,
+        in_channels=1,
         width=recipe.width,
         input_size=(glyphs.IMAGE_SIZE, glyphs.IMAGE_SIZE),
         shortcut="projection",

@@ -8,5 +8,6 @@ from jaxtransfer.mapping.layout import Layout as Layout
 from jaxtransfer.mapping.receipt import Receipt as Receipt
 from jaxtransfer.mapping.receipt import ReceiptEntry as ReceiptEntry
 from jaxtransfer.mapping.rule import Rule as Rule
+from jaxtransfer.mapping.rule import RuleIndex as RuleIndex
 from jaxtransfer.mapping.rule import find_prefix as find_prefix
 from jaxtransfer.mapping.rule import with_prefix as with_prefix

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtransfer.errors import MappingError
 from jaxtransfer.mapping.problems import Problems, nearest_hint
 from jaxtransfer.mapping.receipt import Receipt, ReceiptEntry
-from jaxtransfer.mapping.rule import Rule, find_prefix
+from jaxtransfer.mapping.rule import Rule, RuleIndex, find_prefix
 from jaxtransfer.tree.names import named_leaves
 from jaxtransfer.tree.select import matches
 from jaxtransfer.tree.summary import as_host_array
@@ -138,10 +138,11 @@ def _pair(
     pairings: dict[tuple[Rule, tuple[str, ...]], _Pairing] = {}
     tied: list[_Pairing] = []
     unmatched: list[str] = []
-    tied_rules = [rule for rule in rules if rule.tied]
+    index = RuleIndex(rules)
     for source in sources:
-        others = [rule for rule in tied_rules if rule.targets_for(source)]
-        rule = first_match(source, rules)
+        matching = index.matching(source)
+        others = [rule for rule in matching if rule.tied]
+        rule = next((rule for rule in matching if not rule.tied), None)
         if rule is not None:
             targets = rule.targets_for(source)
             pairing = pairings.setdefault(

@@ -15,6 +15,7 @@ _PREFIXES_TRIED = 12
 _LONGEST_PREFIX = 100
 
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
+_DIGITS = re.compile(r"(?:[0-9]|\{[a-z_][a-z0-9_]*\})+")
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,41 @@ class Rule:
         return _translate(self.targets, self.sources, target_name)
 
 
+class RuleIndex:
+    """Rules by what their sources are with all digits left out, so that few are tried for a name.
+
+    >>> index = RuleIndex([Rule("fc.weight", "head/kernel"), Rule("conv{i}.weight", "{i}/kernel")])
+    >>> [rule.target for rule in index.matching("conv3.weight")]
+    ['{i}/kernel']
+    """
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self._rules: dict[str, list[Rule]] = {}
+        for rule in rules:
+            for shape in dict.fromkeys(map(_without_digits, rule.sources)):
+                self._rules.setdefault(shape, []).append(rule)
+
+    def matching(self, source: str) -> list[Rule]:
+        """The rules that match a source's name, in their order."""
+        return [
+            rule
+            for rule in self._rules.get(_without_digits(source), ())
+            if rule.targets_for(source)
+        ]
+
+    def matches(self, source: str) -> bool:
+        """Whether a rule matches a source's name."""
+        return bool(self.matching(source))
+
+    def resembles(self, source: str) -> bool:
+        """Whether a rule matches a source's name but for its digits."""
+        return _without_digits(source) in self._rules
+
+
+def _without_digits(name: str) -> str:
+    return _DIGITS.sub("0", name)
+
+
 def with_prefix(rules: Iterable[Rule], prefix: str) -> tuple[Rule, ...]:
     """The same rules for a file in which every source name has something before it.
 
@@ -146,18 +182,19 @@ def with_prefix(rules: Iterable[Rule], prefix: str) -> tuple[Rule, ...]:
     return tuple(replace(rule, source=prefixed(rule.source)) for rule in rules)
 
 
-def find_prefix(names: Iterable[str], rules: Iterable[Rule]) -> str:
+def find_prefix(names: Iterable[str], rules: Iterable[Rule], *, digits_differ: bool = False) -> str:
     """What must stand before the rules' sources so that they match the most names of a file.
 
     Wrappers put their own name before those of a network: `module.` of data-parallel training,
     `model.` or `backbone.` of a trainer. Only whole segments, up to a `.` or a `/`, are taken for a
-    prefix; where none makes more names match, the prefix is empty.
+    prefix; where none makes more names match, the prefix is empty. Names that match but for their
+    digits count where `digits_differ`.
 
     >>> rules = [Rule("fc.weight", "params/head/kernel", "dense")]
     >>> find_prefix(["module.model.fc.weight", "epoch"], rules)
     'module.model.'
     """
-    names, rules = list(names), tuple(rules)
+    names, index = list(names), RuleIndex(rules)
     counts = Counter(
         name[: end.end()] for name in names for end in re.finditer(r"[./]", name[:_LONGEST_PREFIX])
     )
@@ -165,7 +202,7 @@ def find_prefix(names: Iterable[str], rules: Iterable[Rule]) -> str:
 
     def matched(prefix: str) -> int:
         rest = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
-        return sum(any(rule.targets_for(name) for rule in rules) for name in rest)
+        return sum(map(index.resembles if digits_differ else index.matches, rest))
 
     return max(["", *best], key=lambda prefix: (matched(prefix), -len(prefix)))
 
@@ -188,7 +225,7 @@ def _check_name(pattern: str, rule: Rule) -> None:
         )
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache
 def _regex(pattern: str) -> re.Pattern[str]:
     parts = []
     seen = set()

@@ -1,7 +1,7 @@
 """Networks: what is known about each, how it is built, and how a user's own one enters."""
 
-from jaxtransfer.models.catalog import CATALOG as CATALOG
 from jaxtransfer.models.catalog import build as build
+from jaxtransfer.models.catalog import families as families
 from jaxtransfer.models.catalog import init as init
 from jaxtransfer.models.catalog import list_models as list_models
 from jaxtransfer.models.model import AS_THEY_COME as AS_THEY_COME
@@ -11,4 +11,6 @@ from jaxtransfer.models.recognise import recognise as recognise
 from jaxtransfer.models.saved import load_model as load_model
 from jaxtransfer.models.spec import ModelSpec as ModelSpec
 from jaxtransfer.models.spec import Preprocess as Preprocess
+from jaxtransfer.models.spec import Source as Source
+from jaxtransfer.models.spec import Weights as Weights
 from jaxtransfer.models.weights import load_weights as load_weights

@@ -194,13 +194,15 @@ class Model:
             return getattr(self.spec.head_layers[-1], "features", None)
         if not isinstance(self.params, Mapping):
             return None
+        if not any(is_below(name, {self.spec.head}) for name, _ in named_leaves(self.params)):
+            return None  # a network without a head gives features
         head = named_leaves(subtree(self.params, self.spec.head))
         kernels = [leaf for name, leaf in head if name.split("/")[-1] == "kernel"]
         if len(kernels) == 1:
             return kernels[0].shape[-1]
-        if self.spec.input_size is None or self.spec.channels is None:
+        if self.spec.input_size is None or self.spec.in_channels is None:
             return None  # which of several kernels is the last one, their names do not say
-        image = jax.ShapeDtypeStruct((1, *self.spec.input_size, self.spec.channels), jnp.float32)
+        image = jax.ShapeDtypeStruct((1, *self.spec.input_size, self.spec.in_channels), jnp.float32)
         forward = functools.partial(self.apply, train=False)
         return jax.eval_shape(forward, self.params, self.stats, image)[0].shape[-1]
 
@@ -320,7 +322,7 @@ def _spec(
         head=head,
         stem=ordered[0] if len(ordered) > 1 else None,
         input_size=None if input_shape is None else (input_shape[0], input_shape[1]),
-        channels=None if input_shape is None else input_shape[2],
+        in_channels=None if input_shape is None else input_shape[2],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +12,29 @@ import numpy as np
 
 from jaxtransfer.errors import MappingError
 from jaxtransfer.formats import Inspection
-from jaxtransfer.mapping import TORCH_BUFFERS, Rule, convert
-from jaxtransfer.models.catalog import CATALOG, build, spec_of
-from jaxtransfer.models.spec import ModelSpec
-from jaxtransfer.models.weights import match_rules
+from jaxtransfer.mapping import (
+    TORCH_BUFFERS,
+    Rule,
+    RuleIndex,
+    convert,
+    find_prefix,
+    with_prefix,
+)
+from jaxtransfer.models.catalog import build, families, spec_of
+from jaxtransfer.models.family import Family
+from jaxtransfer.models.weights import match_sources, options_of
 from jaxtransfer.tree import named_leaves
 from jaxtransfer.tree.select import matches
 from jaxtransfer.types import PyTree
 
 _LEAST_SHARE = 0.5
-"""The share of tensors that a network's rules must match."""
+"""The share of tensors that a family's rules must match."""
+
+_NEARLY = 0.9
+"""The share of the most matches of any family that is good enough to be compared."""
+
+_COMPARED = 4
+"""How many networks of a family are compared with a file."""
 
 
 @dataclass(frozen=True)
@@ -63,40 +77,65 @@ class Guess:
 def recognise(inspection: Inspection) -> list[Guess]:
     """The networks of the catalog that a file's tensors may belong to, the best one first.
 
-    Names and shapes are compared, never values. Only networks whose rules match the most names, and
-    at least half of them, are compared, so the list may be empty.
+    Names and shapes are compared, never values. Only the networks nearest in size of the families
+    whose rules match the most names, and at least half of them, are compared, so the list may be
+    empty.
     """
     tensors = {
         tensor.name: np.broadcast_to(np.zeros((), np.dtype(tensor.dtype)), tensor.shape)
         for tensor in inspection.tensors
         if not any(matches(pattern, tensor.name) for pattern in TORCH_BUFFERS)
     }
-    matched: dict[str, tuple[str, str, tuple[Rule, ...], int]] = {}
-    known: dict[Any, tuple[str, str, tuple[Rule, ...], int]] = {}
-    for name in CATALOG:
-        rules = spec_of(name).rules
-        if tensors and rules:
-            if rules not in known:
-                known[rules] = match_rules(tensors, rules)
-            matched[name] = known[rules]
-    most = max([_LEAST_SHARE * len(tensors), *(count for *_, count in matched.values())])
+    size = sum(array.size for array in tensors.values())
     guesses = [
-        _compare(name, tensors, source, prefix, rules)
-        for name, (source, prefix, rules, count) in matched.items()
-        if count >= most
+        _compare(variant, source, tensors)
+        for family, source in _likely_families(list(tensors))
+        for variant in _nearest_in_size(family, size)
     ]
     return sorted(guesses, key=lambda guess: (not guess.is_exact, -guess.likeness))
 
 
-def _compare(
-    name: str,
-    tensors: Mapping[str, np.ndarray],
-    source: str,
-    prefix: str,
-    rules: Sequence[Rule],
-) -> Guess:
-    options = _options(spec_of(name), tensors, rules)
-    like = _leaves_of(name, options)
+def _likely_families(names: list[str]) -> list[tuple[Family, str]]:
+    """The families whose rules resemble the most names, each with the source that they are of."""
+    found: list[tuple[int, Family, str]] = []
+    for family in {id(family): family for family in families().values()}.values():
+        spec = spec_of(next(iter(family.parameters)))
+        counts = {source.name: _resembling(names, source.rules) for source in spec.sources}
+        best = max(counts, key=lambda name: counts[name], default=None)
+        if best is not None:
+            found.append((counts[best], family, best))
+    least = max([_LEAST_SHARE * len(names), 1, *(count * _NEARLY for count, *_ in found)])
+    return [(family, source) for count, family, source in found if count >= least]
+
+
+def _resembling(names: list[str], rules: tuple[Rule, ...]) -> int:
+    prefix = find_prefix(names, rules, digits_differ=True)
+    index = RuleIndex(with_prefix(rules, prefix))
+    return sum(map(index.resembles, names))
+
+
+def _nearest_in_size(family: Family, size: int) -> list[str]:
+    """The few networks of a family whose published number of parameters is nearest."""
+    distance = {
+        name: abs(math.log(max(size, 1) / count)) for name, count in family.parameters.items()
+    }
+    return sorted(distance, key=lambda name: distance[name])[:_COMPARED]
+
+
+def _compare(name: str, source_name: str, tensors: Mapping[str, np.ndarray]) -> Guess:
+    options = dict(spec_of(name).source(source_name).options)
+    (match,) = match_sources(tensors, [spec_of(name, **options).source(source_name)])
+    source = spec_of(name).source(source_name)
+    rules, tensors = (
+        match.rules,
+        {
+            tensor: array
+            for tensor, array in tensors.items()
+            if not any(matches(pattern, tensor) for pattern in source.ignore)
+        },
+    )
+    options |= options_of(spec_of(name, **options), tensors, rules)
+    like = _leaves_of(name, tuple(options.items()))
     wanted = {target: tuple(leaf.shape) for target, leaf in named_leaves(like)}
     fitting = sum(_fits(target, shape, tensors, rules) for target, shape in wanted.items())
     try:
@@ -104,7 +143,16 @@ def _compare(
         is_exact = True
     except MappingError:
         is_exact = False
-    return Guess(name, options, source, prefix, fitting, len(wanted), len(tensors), is_exact)
+    return Guess(
+        architecture=name,
+        options=tuple(options.items()),
+        source=source_name,
+        prefix=match.prefix,
+        fitting=fitting,
+        leaves=len(wanted),
+        tensors=len(tensors),
+        is_exact=is_exact,
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -112,22 +160,6 @@ def _leaves_of(name: str, options: tuple[tuple[str, Any], ...]) -> PyTree:
     """Tracing a network takes a good part of a second, so its leaves are kept."""
     model = build(name, **dict(options))
     return {"params": model.params, "stats": model.stats}
-
-
-def _options(
-    spec: ModelSpec, tensors: Mapping[str, np.ndarray], rules: Sequence[Rule]
-) -> tuple[tuple[str, Any], ...]:
-    """The number of classes, if the file's head has another one than the catalog's."""
-    known = dict(spec.options).get("num_classes")
-    bias = f"params/{spec.head}/bias"
-    shapes = [tensors[name].shape for name in _sources(bias, rules) if name in tensors]
-    if known is None or not shapes or len(shapes[0]) != 1 or shapes[0][0] in (known, 0):
-        return ()
-    return (("num_classes", shapes[0][0]),)
-
-
-def _sources(target: str, rules: Sequence[Rule]) -> list[str]:
-    return [source for rule in rules for source in rule.sources_for(target)]
 
 
 def _fits(

@@ -17,9 +17,7 @@ were trained with.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,30 +25,17 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
-from jaxtransfer.models.spec import ModelSpec, Preprocess
+from jaxtransfer.models.family import Family
+from jaxtransfer.models.layers import BatchNorm, classify, conv, global_mean, max_pool
+from jaxtransfer.models.naming import torch_batch_norm, torch_layer
+from jaxtransfer.models.spec import ModelSpec, Preprocess, Source
+from jaxtransfer.models.stages import check_sizes, stages_between
 
 PAPER = "https://arxiv.org/abs/1512.03385"
 
 
 # ---------------------------------------------------------------------------------------------
 # Modules
-
-
-def _conv(features: int, size: int, stride: int, name: str) -> nn.Conv:
-    pad = (size - 1) // 2
-    return nn.Conv(
-        features,
-        (size, size),
-        (stride, stride),
-        padding=[(pad, pad)] * 2,
-        use_bias=False,
-        name=name,
-    )
-
-
-def _norm(train: bool, name: str) -> nn.BatchNorm:
-    # torchvision's momentum of 0.1 is the share of the new batch, Flax's 0.9 that of the average.
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
 
 
 def _pad_shortcut(inputs: jax.Array, features: int, stride: int) -> jax.Array:
@@ -89,8 +74,8 @@ class Block(nn.Module):
         )
         x = inputs
         for number, (features, size, stride) in enumerate(layers, start=1):
-            x = _conv(features, size, stride, f"conv{number}")(x)
-            x = _norm(train, f"bn{number}")(x)
+            x = conv(features, size, stride, name=f"conv{number}")(x)
+            x = BatchNorm(not train, name=f"bn{number}")(x)
             if number < len(layers):
                 x = nn.relu(x)
         return nn.relu(x + self._shortcut(inputs, train))
@@ -100,8 +85,8 @@ class Block(nn.Module):
             return inputs
         if self.shortcut == "pad":
             return _pad_shortcut(inputs, self.features, self.stride)
-        projected = _conv(self.features, 1, self.stride, "shortcut_conv")(inputs)
-        return _norm(train, "shortcut_bn")(projected)
+        projected = conv(self.features, 1, self.stride, name="shortcut_conv")(inputs)
+        return BatchNorm(not train, name="shortcut_bn")(projected)
 
 
 class Stage(nn.Module):
@@ -137,10 +122,9 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """From (batch, height, width, channels) to (batch, smaller height, width, features)."""
-        x = _conv(self.features, self.size, self.stride, "conv")(images)
-        x = nn.relu(_norm(train, "bn")(x))
-        padding: Any = ((1, 1), (1, 1))  # Flax takes numbers too, and says that it takes text
-        return nn.max_pool(x, (3, 3), (2, 2), padding) if self.pools else x
+        x = conv(self.features, self.size, self.stride, name="conv")(images)
+        x = nn.relu(BatchNorm(not train, name="bn")(x))
+        return max_pool(x, 3, 2, padding=1) if self.pools else x
 
 
 class ResNet(nn.Module):
@@ -151,7 +135,7 @@ class ResNet(nn.Module):
         widths: channels that leave each stage.
         strides: of the first block of each stage.
         stem_width: channels that leave the stem.
-        num_classes: outputs of the head.
+        num_classes: outputs of the head, 0 for features without a head.
         bottleneck: whether the blocks are bottlenecks.
         shortcut: "projection" or "pad".
         stem_size: side of the stem's convolution.
@@ -183,7 +167,7 @@ class ResNet(nn.Module):
 
         With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
         """
-        for stage in self.stages[slice(*_bounds(self.stages, start, stop))]:
+        for stage in stages_between(self.stages, start, stop):
             x = self._run(stage, x, train)
         return x
 
@@ -192,9 +176,9 @@ class ResNet(nn.Module):
             sizes = (self.stem_size, self.stem_stride, self.stem_pools)
             return Stem(self.stem_width, *sizes, name=stage)(x, train=train)
         if stage == "pool":
-            return jnp.mean(x, axis=(1, 2))
+            return global_mean(x)
         if stage == "head":
-            return nn.Dense(self.num_classes, name=stage)(x)
+            return classify(x, self.num_classes)
         position = int(stage.removeprefix("layer")) - 1
         module = Stage(
             self.blocks[position],
@@ -207,44 +191,20 @@ class ResNet(nn.Module):
         return module(x, train=train)
 
 
-def _bounds(stages: tuple[str, ...], start: str | None, stop: str | None) -> tuple[int, int]:
-    unknown = [stage for stage in (start, stop) if stage is not None and stage not in stages]
-    if unknown:
-        raise ModelError(f"resnet: expected stages among {', '.join(stages)}, found {unknown}")
-    first = 0 if start is None else stages.index(start)
-    last = len(stages) if stop is None else stages.index(stop)
-    if first > last:
-        raise ModelError(f"resnet: expected start before stop, found {start!r} after {stop!r}")
-    return first, last
-
-
 # ---------------------------------------------------------------------------------------------
 # Rules: where files of PyTorch keep what
 
 
-def _norm_rules(source: str, target: str) -> tuple[Rule, ...]:
-    return (
-        Rule(f"{source}.weight", f"params/{target}/scale"),
-        Rule(f"{source}.bias", f"params/{target}/bias"),
-        Rule(f"{source}.running_mean", f"stats/{target}/mean"),
-        Rule(f"{source}.running_var", f"stats/{target}/var"),
-    )
-
-
 def _rules(shortcut: str, head: str) -> tuple[Rule, ...]:
+    block, here = "layer{i}.{j}", "layer{i}/{j}"
     return (
-        Rule("conv1.weight", "params/stem/conv/kernel", "conv"),
-        *_norm_rules("bn1", "stem/bn"),
-        Rule("layer{i}.{j}.conv{k}.weight", "params/layer{i}/{j}/conv{k}/kernel", "conv"),
-        *_norm_rules("layer{i}.{j}.bn{k}", "layer{i}/{j}/bn{k}"),
-        Rule(
-            f"layer{{i}}.{{j}}.{shortcut}.0.weight",
-            "params/layer{i}/{j}/shortcut_conv/kernel",
-            "conv",
-        ),
-        *_norm_rules(f"layer{{i}}.{{j}}.{shortcut}.1", "layer{i}/{j}/shortcut_bn"),
-        Rule(f"{head}.weight", "params/head/kernel", "dense"),
-        Rule(f"{head}.bias", "params/head/bias"),
+        *torch_layer("conv1", "stem/conv"),
+        *torch_batch_norm("bn1", "stem/bn"),
+        *torch_layer(f"{block}.conv{{k}}", f"{here}/conv{{k}}"),
+        *torch_batch_norm(f"{block}.bn{{k}}", f"{here}/bn{{k}}"),
+        *torch_layer(f"{block}.{shortcut}.0", f"{here}/shortcut_conv"),
+        *torch_batch_norm(f"{block}.{shortcut}.1", f"{here}/shortcut_bn"),
+        *torch_layer(head, "head", "dense", bias=True),
     )
 
 
@@ -312,20 +272,26 @@ IMAGENET_PREPROCESS = Preprocess(
 
 
 def imagenet_resnet(
-    name: str, *, num_classes: int = 1000, channels: int = 3, width: int = 64
-) -> tuple[ModelSpec, nn.Module, Preprocess]:
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    input_size: tuple[int, int] = (224, 224),
+    width: int = 64,
+) -> tuple[ModelSpec, nn.Module]:
     """ResNet-18, -34, -50, -101 or -152.
 
     Args:
         name: a key of `IMAGENET_VARIANTS`.
         num_classes: outputs of the head.
-        channels: input channels.
+        in_channels: input channels.
+        input_size: (height, width) of the images.
         width: channels that leave the stem; 64 in the paper. Smaller ones make test networks.
 
     Raises:
         ModelError: a number is below 1.
     """
-    _check_sizes(name, num_classes=num_classes, channels=channels, width=width)
+    check_sizes(name, num_classes=num_classes, in_channels=in_channels, width=width)
     variant = IMAGENET_VARIANTS[name]
     expansion = 4 if variant.bottleneck else 1
     module = ResNet(
@@ -343,34 +309,32 @@ def imagenet_resnet(
         name=name,
         stages=module.stages,
         head="head",
-        stem="stem",
-        input_size=(224, 224),
-        channels=channels,
-        options=(("num_classes", num_classes), ("channels", channels), ("width", width)),
-        rules=(("torchvision", TORCHVISION_RULES),),
+        stem="stem/conv",
+        input_size=input_size,
+        in_channels=in_channels,
+        sources=(Source("torchvision", TORCHVISION_RULES, IMAGENET_PREPROCESS),),
         paper=PAPER,
     )
-    preprocess = IMAGENET_PREPROCESS if channels == 3 else Preprocess((224, 224), channels)
-    return spec, module, preprocess
+    return spec, module
 
 
 def cifar_resnet(
     name: str,
     *,
     num_classes: int = 10,
-    channels: int = 3,
-    width: int = 16,
+    in_channels: int = 3,
     input_size: tuple[int, int] = (32, 32),
+    width: int = 16,
     shortcut: str = "pad",
-) -> tuple[ModelSpec, nn.Module, Preprocess]:
+) -> tuple[ModelSpec, nn.Module]:
     """A residual network for small images, of depth 8, 14, 20, 32, 44, 56 or 110.
 
     Args:
         name: a key of `SMALL_VARIANTS`.
         num_classes: outputs of the head.
-        channels: input channels.
-        width: channels of the stem and the first stage; 16 in the paper.
+        in_channels: input channels.
         input_size: (height, width) of the images.
+        width: channels of the stem and the first stage; 16 in the paper.
         shortcut: "pad" for the paper's option A, "projection" for option B.
 
     Raises:
@@ -378,8 +342,8 @@ def cifar_resnet(
     """
     variant = SMALL_VARIANTS[name]
     height, breadth = input_size
-    sizes = {"num_classes": num_classes, "channels": channels, "width": width}
-    _check_sizes(name, **sizes, height=height, breadth=breadth)
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
+    check_sizes(name, **sizes, height=height, breadth=breadth)
     if shortcut not in ("pad", "projection"):
         raise ModelError(f"{name}: expected shortcut 'pad' or 'projection', found {shortcut!r}")
     module = ResNet(
@@ -395,35 +359,57 @@ def cifar_resnet(
         name=name,
         stages=module.stages,
         head="head",
-        stem="stem",
+        stem="stem/conv",
         input_size=(height, breadth),
-        channels=channels,
-        options=(
-            ("num_classes", num_classes),
-            ("channels", channels),
-            ("width", width),
-            ("input_size", (height, breadth)),
-            ("shortcut", shortcut),
+        in_channels=in_channels,
+        sources=(
+            # The published weights were trained with the normalisation of ImageNet.
+            Source(
+                "pytorch_resnet_cifar10",
+                PYTORCH_RESNET_CIFAR10_RULES,
+                replace(IMAGENET_PREPROCESS, crop_fraction=1.0),
+            ),
         ),
-        rules=(("pytorch_resnet_cifar10", PYTORCH_RESNET_CIFAR10_RULES),),
         paper=PAPER,
     )
-    if channels != 3:
-        return spec, module, Preprocess(spec.input_size, channels)
-    # The published weights were trained with the normalisation of ImageNet.
-    return spec, module, replace(IMAGENET_PREPROCESS, size=spec.input_size, crop_fraction=1.0)
+    return spec, module
 
 
-def _check_sizes(name: str, **sizes: int) -> None:
-    wrong = {key: size for key, size in sizes.items() if not isinstance(size, int) or size < 1}
-    if wrong:
-        raise ModelError(f"{name}: expected integers of at least 1, found {wrong}")
+IMAGENET_RESNETS = Family(
+    name="resnet",
+    build=imagenet_resnet,
+    # https://docs.pytorch.org/vision/stable/models.html
+    parameters={
+        "resnet18": 11_689_512,
+        "resnet34": 21_797_672,
+        "resnet50": 25_557_032,
+        "resnet101": 44_549_160,
+        "resnet152": 60_192_808,
+    },
+)
 
+CIFAR_RESNETS = Family(
+    name="cifar_resnet",
+    build=cifar_resnet,
+    # Table 6 of the paper gives 0.27, 0.46, 0.66, 0.85 and 1.7 million for depths 20 to 110; these
+    # are the exact numbers.
+    parameters={
+        "cifar_resnet8": 75_290,
+        "cifar_resnet14": 172_506,
+        "cifar_resnet20": 269_722,
+        "cifar_resnet32": 464_154,
+        "cifar_resnet44": 658_586,
+        "cifar_resnet56": 853_018,
+        "cifar_resnet110": 1_727_962,
+    },
+)
 
-BUILDERS: dict[str, Callable[..., tuple[ModelSpec, nn.Module, Preprocess]]] = {
-    **dict.fromkeys(IMAGENET_VARIANTS, imagenet_resnet),
-    **dict.fromkeys(CIFAR_VARIANTS, cifar_resnet),
-    "glyph_resnet8": functools.partial(
-        cifar_resnet, channels=1, width=32, input_size=(16, 16), shortcut="projection"
+GLYPH_RESNETS = Family(
+    name="glyph_resnet",
+    build=functools.partial(
+        cifar_resnet, in_channels=1, width=32, input_size=(16, 16), shortcut="projection"
     ),
-}
+    parameters={"glyph_resnet8": 151_274},
+)
+
+FAMILIES = (IMAGENET_RESNETS, CIFAR_RESNETS, GLYPH_RESNETS)

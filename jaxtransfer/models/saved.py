@@ -10,7 +10,7 @@ from typing import Any
 from jaxtransfer.errors import FormatError, ModelError, ReferenceNotFoundError
 from jaxtransfer.formats import read_weights, sha256_of
 from jaxtransfer.mapping import Receipt, Rule, convert
-from jaxtransfer.models.catalog import CATALOG, build
+from jaxtransfer.models.catalog import build, families
 from jaxtransfer.models.model import (
     CONFIG_FILE,
     NEW_RECEIPT_FILE,
@@ -70,7 +70,7 @@ def load_model(folder: str | Path, model: Model | None = None) -> Model:
 def _template(folder: Path, config: dict[str, Any], model: Model | None) -> Model:
     """A model of the right structure, whatever its weights."""
     if model is None:
-        if config["architecture"] not in CATALOG:
+        if config["architecture"] not in families():
             raise ModelError(
                 f"{folder}: expected a network of the catalog, found {config['architecture']!r}, a "
                 "network of a user's own; give the network too: "

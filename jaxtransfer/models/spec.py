@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
 from jaxtransfer.surgery.head import HeadLayer
+from jaxtransfer.types import Pattern
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Preprocess:
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos3".
         crop_fraction: share of the resized image's side that the central crop keeps.
         channel_order: "rgb", or "bgr" for networks that come from Caffe.
+        label_offset: added to a label to give its output: 1 for networks whose output 0 is a
+            background that the labels do not count.
     """
 
     size: tuple[int, int] | None = None
@@ -39,6 +43,7 @@ class Preprocess:
     interpolation: str = "bilinear"
     crop_fraction: float = 1.0
     channel_order: str = "rgb"
+    label_offset: int = 0
 
     def __post_init__(self) -> None:
         # Lists, as JSON gives them, have no hash, which what is static under jit must have.
@@ -81,6 +86,63 @@ class Preprocess:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A library or a project whose files hold weights of a network, and what they need.
+
+    Attributes:
+        name: such as "torchvision", "timm", "transformers", "keras", "caffe".
+        rules: how the names and layouts of its files translate.
+        preprocess: what happens to images that its networks get.
+        options: what the catalog's builder needs so that the network computes what the source's
+            does, such as another epsilon, where that is not the default.
+        ignore: tensors of its files that belong to nothing here, such as auxiliary classifiers.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    preprocess: Preprocess
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ignore: tuple[Pattern, ...] = ()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Published weights of a network: facts, as those who published them state them.
+
+    Attributes:
+        reference: what `jaxtransfer.load` takes, such as `hf://timm/resnet50.a1_in1k`.
+        source: the name of the `Source` whose rules they need.
+        licence: of the weights, as an SPDX identifier where there is one; `None` where unknown.
+        top1: published top-1 accuracy in percent on the validation images of ImageNet-1k, with one
+            central crop; `None` for weights that do not classify these, or where none is published.
+        data: what they were trained on.
+        preprocess: where it differs from that of the source.
+    """
+
+    reference: str
+    source: str
+    licence: str | None = None
+    top1: float | None = None
+    data: str = "ImageNet-1k"
+    preprocess: Preprocess | None = None
+
+
+@dataclass(frozen=True)
+class PositionEmbedding:
+    """A learned embedding of a grid of patches.
+
+    Attributes:
+        path: of the leaf in the parameters, of shape (1, prefix + rows * columns, features).
+        patch: side of a patch in pixels.
+        prefix: tokens before those of the grid, such as a class token.
+    """
+
+    path: str
+    patch: int
+    prefix: int = 0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Data about a network.
 
@@ -89,14 +151,15 @@ class ModelSpec:
         stages: the names of the stages from input to head. All but parameter-free ones, such as a
             pooling between body and head, are top-level keys of the parameters.
         head: path of the last layer or layers in the parameters.
-        stem: path of the first layer or layers, `None` where unknown.
+        stem: path of the layer that takes the images, `None` where unknown.
         input_size: (height, width) that the network was made for, `None` where unknown.
-        channels: number of input channels, `None` where unknown.
+        in_channels: number of input channels, `None` where unknown.
         options: what the catalog needs beside the name to build the network again.
         head_layers: the layers of a head that surgery put in place; empty for the network's own.
-        rules: for each source of weights, the rules that carry its files into the parameters.
+        position_embedding: where the network has one.
+        sources: whose files of weights the network can read, the usual one first.
+        weights: what is known to be published, the usual ones first.
         paper: where the network is published.
-        licence: licence of the weights, `None` where unknown.
     """
 
     name: str
@@ -104,12 +167,26 @@ class ModelSpec:
     head: str
     stem: str | None = None
     input_size: tuple[int, int] | None = None
-    channels: int | None = None
+    in_channels: int | None = None
     options: tuple[tuple[str, Any], ...] = ()
     head_layers: tuple[HeadLayer, ...] = ()
-    rules: tuple[tuple[str, tuple[Rule, ...]], ...] = ()
+    position_embedding: PositionEmbedding | None = None
+    # Name and options determine these, and a spec is hashed wherever it is static under jit.
+    sources: tuple[Source, ...] = field(default=(), compare=False, repr=False)
+    weights: tuple[Weights, ...] = field(default=(), compare=False, repr=False)
     paper: str | None = None
-    licence: str | None = None
+
+    def source(self, name: str) -> Source:
+        """The source of weights of this name.
+
+        Raises:
+            ModelError: there is none.
+        """
+        for source in self.sources:
+            if source.name == name:
+                return source
+        known = ", ".join(source.name for source in self.sources) or "none"
+        raise ModelError(f"{self.name}: expected a source of weights among {known}, found {name!r}")
 
     def rules_for(self, source: str) -> tuple[Rule, ...]:
         """The rules for one source of weights, such as `torchvision`.
@@ -117,8 +194,4 @@ class ModelSpec:
         Raises:
             ModelError: there are none for that source.
         """
-        for name, rules in self.rules:
-            if name == source:
-                return rules
-        known = ", ".join(name for name, _ in self.rules) or "none"
-        raise ModelError(f"{self.name}: expected rules for {source!r}, found only: {known}")
+        return self.source(source).rules

@@ -411,8 +411,8 @@ def _dtype_of(head: Any) -> Any:
 def _features_at_head(where: str, model: Any, body: Callable[..., Any], can_stop: bool) -> int:
     """How many features enter the head: from the forward pass, else from the first kernel there."""
     spec = model.spec
-    if spec.input_size is not None and spec.channels is not None and can_stop:
-        image = jax.ShapeDtypeStruct((1, *spec.input_size, spec.channels), jnp.float32)
+    if spec.input_size is not None and spec.in_channels is not None and can_stop:
+        image = jax.ShapeDtypeStruct((1, *spec.input_size, spec.in_channels), jnp.float32)
 
         def features(params: PyTree, stats: PyTree, inputs: jax.Array) -> jax.Array:
             return body(params, stats, inputs, train=False, stop=spec.head)[0]

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def source(tmp_path_factory):
     """A small source model and a target that is quick to train on."""
     folder = tmp_path_factory.mktemp("source")
-    model = jt.init("cifar_resnet8", channels=1, width=4, input_size=(8, 8), num_classes=3)
+    model = jt.init("cifar_resnet8", in_channels=1, width=4, input_size=(8, 8), num_classes=3)
     model.with_labels(["0", "1", "x"]).save(folder / "model")
     digits = jt.load_digits()
     few = digits.take(np.flatnonzero(digits.labels < 3))

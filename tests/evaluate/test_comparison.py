@@ -21,7 +21,7 @@ ARMS = ("naive", "scratch", "probe", "full", "lp_ft")
 
 @pytest.fixture(scope="module")
 def source():
-    model = jt.init("cifar_resnet8", channels=1, width=4, input_size=(8, 8), num_classes=3)
+    model = jt.init("cifar_resnet8", in_channels=1, width=4, input_size=(8, 8), num_classes=3)
     return model.with_labels(["1", "x", "0"])
 
 

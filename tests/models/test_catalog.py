@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.errors import ModelError
-from jaxtransfer.models import CATALOG, build, init, list_models
-from jaxtransfer.models.catalog import _compiled_init
+from jaxtransfer.models import build, families, init, list_models
+from jaxtransfer.models.catalog import _compiled_init, aliases, spec_of
+from jaxtransfer.tree import count_parameters, path_prefixes
 
 SMALL = {"width": 4, "input_size": (8, 8), "num_classes": 7}
 
 
 def test_names_are_listed_by_glob():
-    assert list_models("cifar_*") == [name for name in CATALOG if name.startswith("cifar_")]
-    assert list_models() == list(CATALOG)
+    assert list_models("cifar_*") == [name for name in families() if name.startswith("cifar_")]
+    assert list_models() == list(families())
     assert list_models("nothing*") == []
 
 
@@ -58,3 +61,49 @@ def test_an_unknown_name_brings_the_nearest():
 def test_unknown_options_are_told_together():
     with pytest.raises(ModelError, match=r"options among num_classes, .*found \['depth', 'wide'\]"):
         build("resnet18", depth=3, wide=2)
+
+
+@pytest.mark.parametrize("name", families())
+def test_every_network_of_the_catalog_is_as_its_data_says(name):
+    """Head, stem, stages and the targets of all rules exist; the size is the published one."""
+    model = build(name)
+    spec, leaves = model.spec, jt.leaf_names({"params": model.params, "stats": model.stats})
+    paths = {prefix for leaf in leaves for prefix in path_prefixes(leaf)}
+    assert f"params/{spec.head}" in paths and f"params/{spec.stem}/kernel" in leaves
+    assert set(model.params) <= set(spec.stages)
+    assert spec.head.split("/")[0] == spec.stages[-1]
+    kernel = model.params
+    for segment in f"{spec.stem}/kernel".split("/"):
+        kernel = kernel[segment]
+    assert kernel.shape[-2] == spec.in_channels
+    assert count_parameters(model.params) == families()[name].parameters[name]
+    if spec.position_embedding is not None:
+        assert f"params/{spec.position_embedding.path}" in leaves
+    for source in spec.sources:
+        options = dict(source.options)
+        like = build(name, **options) if options else model
+        wanted = jt.leaf_names({"params": like.params, "stats": like.stats})
+        unfilled = [leaf for leaf in wanted if not any(r.sources_for(leaf) for r in source.rules)]
+        assert not unfilled, f"{source.name} has no rules for them"
+    known = {source.name for source in spec.sources}
+    assert {weights.source for weights in spec.weights} <= known
+
+
+@pytest.mark.parametrize("alias", aliases())
+def test_an_alias_builds_a_network(alias):
+    variant, options = aliases()[alias]
+    assert alias not in families() and variant in families()
+    assert spec_of(alias) == spec_of(variant, **options)
+
+
+def test_an_input_size_may_be_one_number_or_a_list():
+    assert spec_of("resnet18", input_size=96).input_size == (96, 96)
+    assert spec_of("resnet18", input_size=[96, 64]).input_size == (96, 64)
+    assert build("resnet18", input_size=96, width=4).preprocess.size == (96, 96)
+
+
+def test_a_network_without_classes_gives_features():
+    model = build("cifar_resnet8", width=4, num_classes=0)
+    forward = functools.partial(model.apply, train=False)
+    features, _ = jax.eval_shape(forward, model.params, model.stats, np.zeros((2, 32, 32, 3)))
+    assert features.shape == (2, 16) and "head" not in model.params and model.num_classes is None

@@ -108,7 +108,7 @@ def test_a_model_cannot_be_changed(model):
 def test_stages_are_in_the_order_of_the_forward_pass_where_the_input_is_known(model, variables):
     assert model.spec.stages == ("a_token", "stem", "norm", "body", "logits")
     assert (model.spec.head, model.spec.stem) == ("logits", "a_token")
-    assert (model.spec.input_size, model.spec.channels, model.spec.name) == ((4, 4), 2, "Net")
+    assert (model.spec.input_size, model.spec.in_channels, model.spec.name) == ((4, 4), 2, "Net")
     unknown = jt.Model.from_linen(Net(), variables)
     assert unknown.spec.stages == ("a_token", "body", "norm", "stem", "logits")
     assert unknown.spec.input_size is None
@@ -245,8 +245,10 @@ def test_labels_must_be_as_many_as_outputs(model):
 def test_rules_of_an_unknown_source_are_an_error():
     spec = build("resnet18").spec
     assert spec.rules_for("torchvision")
-    with pytest.raises(ModelError, match="rules for 'timm', found only: torchvision"):
-        spec.rules_for("timm")
+    with pytest.raises(
+        ModelError, match="source of weights among .*torchvision.*, found 'nowhere'"
+    ):
+        spec.rules_for("nowhere")
 
 
 def test_preprocessing_goes_through_json_and_can_be_hashed():

@@ -11,7 +11,8 @@ import pytest
 import jaxtransfer as jt
 from jaxtransfer.errors import ModelError
 from jaxtransfer.models import build
-from jaxtransfer.models.resnet import _conv, _pad_shortcut
+from jaxtransfer.models.layers import conv
+from jaxtransfer.models.resnet import _pad_shortcut
 from jaxtransfer.tree import count_parameters, named_leaves
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -134,7 +135,7 @@ def test_convolutions_are_padded_by_the_same_number_on_every_side(size, stride, 
             top, left = row * stride, column * stride
             window = padded[0, top : top + size, left : left + size]
             expected[0, row, column] = np.einsum("hwi,hwio->o", window, kernel)
-    found = _conv(3, size, stride, "conv").apply({"params": {"kernel": kernel}}, inputs)
+    found = conv(3, size, stride, name="conv").apply({"params": {"kernel": kernel}}, inputs)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -184,8 +185,8 @@ def torchvision_names(blocks: tuple[int, ...], bottleneck: bool) -> set[str]:
     for stage, count in enumerate(blocks, start=1):
         for block in range(count):
             where = f"layer{stage}.{block}"
-            for conv in range(1, 4 if bottleneck else 3):
-                names |= {f"{where}.conv{conv}.weight", *norm(f"{where}.bn{conv}")}
+            for number in range(1, 4 if bottleneck else 3):
+                names |= {f"{where}.conv{number}.weight", *norm(f"{where}.bn{number}")}
             if block == 0 and (bottleneck or stage > 1):
                 names |= {f"{where}.downsample.0.weight", *norm(f"{where}.downsample.1")}
     return names
@@ -241,7 +242,7 @@ def test_rules_for_the_published_cifar_networks(kind):
     ("options", "message"),
     [
         ({"shortcut": "none"}, "expected shortcut 'pad' or 'projection', found 'none'"),
-        ({"width": 0}, r"integers of at least 1, found \{'width': 0\}"),
+        ({"width": 0}, r"integers of at least 1.*found \{'width': 0\}"),
         ({"num_classes": 2.5}, r"\{'num_classes': 2.5\}"),
         ({"input_size": (0, 8)}, r"\{'height': 0\}"),
     ],
@@ -256,5 +257,5 @@ def test_options_that_make_no_network_are_errors(options, message):
 
 def test_images_are_prepared_as_the_weights_expect():
     assert build("resnet18").preprocess.mean == (0.485, 0.456, 0.406)
-    assert build("resnet18", channels=1).preprocess.mean == (0.0,)
-    assert build("cifar_resnet8", channels=1, input_size=[8, 12]).preprocess.size == (8, 12)
+    assert build("resnet18", in_channels=1).preprocess.mean == (0.0,)
+    assert build("cifar_resnet8", in_channels=1, input_size=[8, 12]).preprocess.size == (8, 12)

@@ -22,7 +22,7 @@ from jaxtransfer.models import build, load_model
 from jaxtransfer.models import model as model_module
 from jaxtransfer.surgery import BatchNorm, Dense, Dropout, LayerNorm, replace_head
 
-OPTIONS = {"width": 2, "num_classes": 4, "input_size": (8, 8), "channels": 1}
+OPTIONS = {"width": 2, "num_classes": 4, "input_size": (8, 8), "in_channels": 1}
 
 
 def filled(seed: int) -> jt.Model:

@@ -11,7 +11,7 @@ from jaxtransfer.errors import MappingError, ModelError, ReferenceNotFoundError
 from jaxtransfer.formats import fingerprint_of, inspect_weights
 from jaxtransfer.models import build, load_weights, recognise
 
-OPTIONS = {"width": 2, "num_classes": 4, "input_size": (8, 8), "channels": 1}
+OPTIONS = {"width": 2, "num_classes": 4, "input_size": (8, 8), "in_channels": 1}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_told_and_nothing_is_loaded(tmp_path, state_dict):
         load_weights(other, tmp_path / "a.npz")
     with pytest.raises(MappingError, match="num_batches_tracked: no rule matches"):
         load_weights(build("cifar_resnet8", **OPTIONS), tmp_path / "a.npz", ignore=())
-    with pytest.raises(ModelError, match="expected rules for 'keras'"):
+    with pytest.raises(ModelError, match="found 'keras'"):
         load_weights(other, tmp_path / "a.npz", source="keras")
 
 

@@ -12,7 +12,7 @@ from jaxtransfer.models import Model, init
 @pytest.fixture(scope="session")
 def network() -> Model:
     """A residual network for three classes, four channels wide."""
-    return init("cifar_resnet8", width=4, input_size=(8, 8), channels=1, num_classes=3)
+    return init("cifar_resnet8", width=4, input_size=(8, 8), in_channels=1, num_classes=3)
 
 
 @pytest.fixture(scope="session")
