@@ -11,6 +11,8 @@ from jaxtransfer.data import load_digits as load_digits
 from jaxtransfer.errors import JaxTransferError as JaxTransferError
 from jaxtransfer.evaluate.comparison import Budget as Budget
 from jaxtransfer.evaluate.comparison import Comparison as Comparison
+from jaxtransfer.evaluate.divergence import Divergence as Divergence
+from jaxtransfer.evaluate.divergence import first_divergence as first_divergence
 from jaxtransfer.evaluate.predict import predict as predict
 from jaxtransfer.evaluate.pretrain import pretrain as pretrain
 from jaxtransfer.formats import WordVectors as WordVectors
@@ -28,6 +30,7 @@ from jaxtransfer.mapping import with_prefix as with_prefix
 from jaxtransfer.models import Model as Model
 from jaxtransfer.models import ModelSpec as ModelSpec
 from jaxtransfer.models import Preprocess as Preprocess
+from jaxtransfer.models import imagenet_classes as imagenet_classes
 from jaxtransfer.models import init as init
 from jaxtransfer.models import list_models as list_models
 from jaxtransfer.models import load_weights as load_weights

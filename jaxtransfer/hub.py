@@ -62,7 +62,8 @@ def resolve(reference: str | Path) -> Path:
             - `hf://ORG/NAME[@REVISION][/FILE]`, a model repository of the Hugging Face Hub; a `/`
               in the revision is written `%2F`, except in `refs/pr/1` and `refs/convert/NAME`;
             - `https://HOST/FILE#sha256=HEX`, kept in the folder that `JAXTRANSFER_CACHE` names
-              (`~/.cache/jaxtransfer` by default).
+              (`~/.cache/jaxtransfer` by default); the first 8 digits of the hash or more, as
+              PyTorch writes them into names of files, tell damage, all 64 also malice.
 
     Raises:
         ReferenceNotFoundError: there is nothing that the reference leads to, or more than one
@@ -146,7 +147,7 @@ def inspect_remote(reference: str | Path) -> Inspection | None:
 
 
 def _parse_web(reference: str) -> tuple[str, str]:
-    """The URL and the SHA-256 of an `https://` reference."""
+    """The URL and the SHA-256, or its first digits, of an `https://` reference."""
     url, _, fragment = reference.partition("#")
     try:
         parts = urlsplit(url)
@@ -163,11 +164,12 @@ def _parse_web(reference: str) -> tuple[str, str]:
             f"{shown(url)}: expected https://, found http://, over which anybody may change the "
             "file; write https://"
         )
-    digest = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+    digest = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
     if digest is None:
         found = f"#{fragment}" if fragment else "no hash"
         raise ReferenceNotFoundError(
-            f"{shown(url)}: expected #sha256= and 64 hexadecimal digits behind the URL, found "
+            f"{shown(url)}: expected #sha256= and 64 hexadecimal digits, or the first of "
+            f"them, behind the URL, found "
             f"{found}; the hash by which the file would be known must come from its publisher or, "
             "for a copy that you trust, from `sha256sum FILE` (files of huggingface.co need none: "
             "write hf://ORG/NAME/FILE)"

@@ -23,10 +23,10 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests marked `hostile`, which take hours, out unless `-m` asks for them."""
-    if "hostile" in config.getoption("markexpr"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("hostile")]
+    """Leave the tests that take very long out unless `-m` asks for them."""
+    asked = config.getoption("markexpr")
+    marks = [mark for mark in ("hostile", "peers") if mark not in asked]
+    left_out = [item for item in items if any(map(item.get_closest_marker, marks))]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

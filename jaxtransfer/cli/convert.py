@@ -10,7 +10,6 @@ from jaxtransfer import hub
 from jaxtransfer.cli.common import add_file_options, add_json, print_json
 from jaxtransfer.formats import read_weights, write_weights, writers
 from jaxtransfer.formats.output import write_text
-from jaxtransfer.models import Model, build
 from jaxtransfer.transfer import load
 from jaxtransfer.tree import count_bytes, count_parameters
 from jaxtransfer.tree.summary import format_bytes
@@ -39,9 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the network whose leaves the tensors fill; 'auto' for the one of the catalog that "
         "they fit (default: names and arrays stay as they are)",
-    )
-    parser.add_argument(
-        "--classes", type=int, metavar="N", help="classes of the network's head (with --model)"
     )
     parser.add_argument(
         "--source",
@@ -82,9 +78,10 @@ def _convert_names(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert_model(options: argparse.Namespace) -> dict[str, Any]:
+    network = () if options.model == "auto" else (options.model,)
     model = load(
+        *network,
         options.file,
-        model=_network(options),
         source=options.source,
         part=options.part,
         architecture=options.architecture,
@@ -102,10 +99,3 @@ def _convert_model(options: argparse.Namespace) -> dict[str, Any]:
         "parameters": count_parameters(model.params),
         "summary": f"{model.spec.name}, {model.receipt.summary()}",
     }
-
-
-def _network(options: argparse.Namespace) -> Model | None:
-    if options.model == "auto":
-        return None
-    classes = {} if options.classes is None else {"num_classes": options.classes}
-    return build(options.model, **classes)

@@ -7,7 +7,8 @@ from typing import Any
 
 from jaxtransfer import hub
 from jaxtransfer.cli.common import add_json, print_json
-from jaxtransfer.models import Model, build, list_models
+from jaxtransfer.models import ModelSpec, families, list_models, spec_of
+from jaxtransfer.models.catalog import aliases
 from jaxtransfer.transfer import load
 from jaxtransfer.tree import count_parameters
 from jaxtransfer.tree.summary import format_table
@@ -22,38 +23,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print both lists."""
     references = [hub.EMBEDDED_PREFIX + name for name in hub.embedded_checkpoints()]
-    checkpoints = [_describe(reference, load(reference)) for reference in references]
-    networks = [_describe(name, build(name)) for name in list_models(options.pattern)]
+    checkpoints = [_of_checkpoint(reference) for reference in references]
+    networks = [_of_network(name) for name in list_models(options.pattern)]
     if options.json:
         print_json({"checkpoints": checkpoints, "networks": networks})
         return
-    print("With weights: jt.load(NAME)\n")
+    print("Checkpoints that come with the package: jt.load(NAME)\n")
     print(_table(checkpoints))
-    print("\nTo initialise: jt.init(NAME, seed=0, num_classes=…)\n")
+    print(
+        "\nNetworks: jt.load(NAME, WEIGHTS), with published weights jt.load(NAME), with random ones"
+        " jt.init(NAME)\n"
+    )
     print(_table(networks))
 
 
-def _describe(name: str, model: Model) -> dict[str, Any]:
+def _of_checkpoint(reference: str) -> dict[str, Any]:
+    model = load(reference)
+    return _described(reference, model.spec, count_parameters(model.params), model.num_classes)
+
+
+def _of_network(name: str) -> dict[str, Any]:
+    spec = spec_of(name)
+    parameters = families()[name].parameters[name]
+    return {
+        **_described(name, spec, parameters, dict(spec.options)["num_classes"]),
+        "sources": [source.name for source in spec.sources],
+        "aliases": [alias for alias, (variant, _) in aliases().items() if variant == name],
+        "weights": [
+            {
+                "reference": weights.reference,
+                "source": weights.source,
+                "licence": weights.licence,
+                "top1": weights.top1,
+                "data": weights.data,
+            }
+            for weights in spec.weights
+        ],
+    }
+
+
+def _described(
+    name: str, spec: ModelSpec, parameters: int, num_classes: int | None
+) -> dict[str, Any]:
     return {
         "name": name,
-        "architecture": model.spec.name,
-        "parameters": count_parameters(model.params),
-        "input_size": model.spec.input_size,
-        "in_channels": model.spec.in_channels,
-        "classes": model.num_classes,
-        "paper": model.spec.paper,
+        "architecture": spec.name,
+        "parameters": parameters,
+        "input_size": spec.input_size,
+        "in_channels": spec.in_channels,
+        "classes": num_classes,
+        "paper": spec.paper,
     }
 
 
 def _table(models: list[dict[str, Any]]) -> str:
+    """One row a network: what it is, and whose weights it can read."""
     rows = [
         [
             model["name"],
-            model["architecture"],
-            model["parameters"],
+            f"{model['parameters']:,}",
             "x".join(map(str, (*(model["input_size"] or ()), model["in_channels"]))),
             model["classes"],
+            ", ".join(model["sources"]) if "sources" in model else model["architecture"],
+            _best(model.get("weights", [])),
         ]
         for model in models
     ]
-    return format_table(["name", "architecture", "parameters", "input", "classes"], rows)
+    last = ["sources of weights", "published top-1"] if "sources" in models[0] else ["network", ""]
+    return format_table(["name", "parameters", "input", "classes", *last], rows)
+
+
+def _best(weights: list[dict[str, Any]]) -> str:
+    """The highest published accuracy."""
+    known = [one["top1"] for one in weights if one["top1"] is not None]
+    return f"{max(known):.1f} %" if known else ""

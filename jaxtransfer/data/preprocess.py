@@ -125,7 +125,8 @@ def _resize_and_crop(images: jax.Array, size: tuple[int, int], how: Preprocess) 
     resized = (max(round(height * ratio), wanted_height), max(round(width * ratio), wanted_width))
     if resized != (height, width):
         shape = (images.shape[0], *resized, images.shape[3])
-        images = jax.image.resize(images, shape, INTERPOLATIONS[how.interpolation])
+        method = INTERPOLATIONS[how.interpolation]
+        images = jax.image.resize(images, shape, method, antialias=how.antialias)
     top, left = (resized[0] - wanted_height) // 2, (resized[1] - wanted_width) // 2
     return images[:, top : top + wanted_height, left : left + wanted_width, :]
 

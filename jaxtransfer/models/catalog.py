@@ -54,6 +54,15 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in families() if fnmatch.fnmatchcase(name, pattern)]
 
 
+def is_network(name: str) -> bool:
+    """Whether a network of the catalog has this name, or another library calls it so.
+
+    >>> is_network("resnet50"), is_network("resnet51")
+    (True, False)
+    """
+    return name in families() or name in aliases()
+
+
 def spec_of(name: str, **options: Any) -> ModelSpec:
     """Data about a network of the catalog, without a look at its leaves.
 
@@ -156,7 +165,7 @@ _compiled_init = jax.jit(_init, static_argnums=(0, 1))
 def _model(spec: ModelSpec, module: nn.Module, variables: Any) -> Model:
     return Model(
         spec=spec,
-        apply=LinenApply(module),
+        apply=LinenApply(module, spec.stem),
         params=variables["params"],
         stats=variables.get("batch_stats", {}),
         preprocess=preprocess_for(spec, spec.sources[0] if spec.sources else None),

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxtransfer.surgery.head import ACTIVATIONS as HEAD_ACTIVATIONS
@@ -67,7 +68,7 @@ class BatchNorm(nn.Module):
         factor = lax.rsqrt(var + self.epsilon)
         if self.use_scale:
             factor *= self.param("scale", nn.initializers.ones, (features,), jnp.float32)
-        y = (x - mean) * factor
+        y = (x.astype(jnp.float32) - mean) * factor
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
         return y.astype(x.dtype)
@@ -129,10 +130,10 @@ def max_pool(
             the padding never does.
     """
     pads = [_pads(length, size, stride, padding, ceil) for length in x.shape[1:3]]
-    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     return lax.reduce_window(
         x,
-        jnp.asarray(lowest, x.dtype),
+        # A NumPy value, for only of a reduction that is known to be a maximum is there a gradient.
+        np.array(-np.inf, x.dtype),
         lax.max,
         (1, size, size, 1),
         (1, stride, stride, 1),
@@ -161,24 +162,32 @@ def average_pool(
             in TensorFlow. What a last window has beyond the padding never counts.
     """
     if isinstance(padding, str):
-        windows = ((size, size), (stride, stride))
-        return nn.avg_pool(x, *windows, padding=padding, count_include_pad=count_padding)
-    pads = [_pads(length, size, stride, padding, ceil) for length in x.shape[1:3]]
+        pads = [_same_pads(length, size, stride) for length in x.shape[1:3]]
+        padded = pads
+    else:
+        pads = [_pads(length, size, stride, padding, ceil) for length in x.shape[1:3]]
+        padded = [(padding, padding)] * 2
 
     def sums(values: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
         return lax.reduce_window(
             values,
-            jnp.zeros((), values.dtype),
+            np.zeros((), values.dtype),
             lax.add,
             (1, size, size, 1),
             (1, stride, stride, 1),
             [(0, 0), *pads, (0, 0)],
         )
 
-    counted = padding if count_padding else 0
-    ones = jnp.ones((1, x.shape[1] + 2 * counted, x.shape[2] + 2 * counted, 1), x.dtype)
-    counts = sums(ones, [(low - counted, high - counted) for low, high in pads])
-    return sums(x, pads) / counts
+    counted = padded if count_padding else [(0, 0)] * 2
+    sizes = [n + sum(more) for n, more in zip(x.shape[1:3], counted, strict=True)]
+    left = [(p[0] - c[0], p[1] - c[1]) for p, c in zip(pads, counted, strict=True)]
+    return sums(x, pads) / sums(jnp.ones((1, *sizes, 1), x.dtype), left)
+
+
+def _same_pads(length: int, size: int, stride: int) -> tuple[int, int]:
+    """Padding of one axis as TensorFlow's SAME has it: what is odd goes behind."""
+    total = max((-(-length // stride) - 1) * stride + size - length, 0)
+    return total // 2, total - total // 2
 
 
 def _pads(length: int, size: int, stride: int, padding: int, ceil: bool) -> tuple[int, int]:
@@ -202,7 +211,7 @@ def local_response_norm(
     before = size // 2
     sums = lax.reduce_window(
         lax.square(x),
-        jnp.zeros((), x.dtype),
+        np.zeros((), x.dtype),
         lax.add,
         (1, 1, 1, size),
         (1, 1, 1, 1),

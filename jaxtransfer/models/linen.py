@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.models.calling import (
@@ -17,7 +18,7 @@ from jaxtransfer.models.calling import (
     keywords_of,
     mode_values,
 )
-from jaxtransfer.tree import is_below
+from jaxtransfer.tree import is_below, subtree
 from jaxtransfer.types import PyTree
 
 
@@ -29,9 +30,15 @@ class LinenApply:
     `stop` may name a submodule: the result is what enters it first. Modules in `frozen_modules` run
     as in evaluation whatever the others do, BatchNorm and Dropout included, without the module's
     help.
+
+    Attributes:
+        module: the network.
+        stem: path of the layer that takes the images, where all inputs are images; they are then
+            compared with its kernel.
     """
 
     module: nn.Module
+    stem: str | None = None
 
     def __hash__(self) -> int:
         # A module with a list or a dict among its fields has no hash, but can be compared.
@@ -50,6 +57,8 @@ class LinenApply:
         frozen_modules: frozenset[str] = frozenset(),
     ) -> tuple[jax.Array, PyTree]:
         """The forward pass of `Model.apply`."""
+        if start is None and self.stem is not None:
+            _check_images(type(self.module).__name__, inputs, params, self.stem)
         keywords = keywords_of(type(self.module).__call__)
         modes = mode_values(train)
         arguments: dict[str, Any] = {name: modes[name] for name in modes if name in keywords}
@@ -73,6 +82,23 @@ class LinenApply:
                 **arguments,
             )
         return outputs, updates.get("batch_stats", stats)
+
+
+def _check_images(network: str, images: jax.Array, params: PyTree, stem: str) -> None:
+    channels = subtree(params, f"{stem}/kernel").shape[-2]
+    shape = tuple(jnp.shape(images))
+    if len(shape) == 4 and shape[-1] == channels:
+        return
+    if len(shape) == 4 and shape[1] == channels:
+        remedy = "the channels come first: images.transpose(0, 2, 3, 1) moves them last"
+    elif len(shape) == 3 and shape[-1] == channels:
+        remedy = "add a batch axis: images[None]"
+    else:
+        remedy = "adapt_stem makes a network for other channels"
+    raise ModelError(
+        f"{network}: expected images of shape (batch, height, width, {channels}), found {shape}; "
+        f"{remedy}"
+    )
 
 
 def stages_in_order(module: nn.Module, variables: PyTree, inputs: Any) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ class Preprocess:
         mean: taken away from each channel after scaling; one number serves all channels.
         std: what each channel is divided by; one number serves all channels.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos3".
+        antialias: whether resizing to a smaller size blurs first, as PIL does and TensorFlow's
+            resize does not.
         crop_fraction: share of the resized image's side that the central crop keeps.
         channel_order: "rgb", or "bgr" for networks that come from Caffe.
         label_offset: added to a label to give its output: 1 for networks whose output 0 is a
@@ -41,6 +43,7 @@ class Preprocess:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     interpolation: str = "bilinear"
+    antialias: bool = True
     crop_fraction: float = 1.0
     channel_order: str = "rgb"
     label_offset: int = 0
@@ -115,7 +118,7 @@ class Weights:
         licence: of the weights, as an SPDX identifier where there is one; `None` where unknown.
         top1: published top-1 accuracy in percent on the validation images of ImageNet-1k, with one
             central crop; `None` for weights that do not classify these, or where none is published.
-        data: what they were trained on.
+        data: what they were trained on, in order, such as "ImageNet-21k, ImageNet-1k".
         preprocess: where it differs from that of the source.
     """
 
@@ -125,6 +128,11 @@ class Weights:
     top1: float | None = None
     data: str = "ImageNet-1k"
     preprocess: Preprocess | None = None
+
+    @property
+    def has_imagenet_classes(self) -> bool:
+        """Whether the outputs are the classes of ImageNet-1k."""
+        return self.top1 is not None or self.data.endswith("ImageNet-1k")
 
 
 @dataclass(frozen=True)
