@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxtransfer.surgery.head import ACTIVATIONS as HEAD_ACTIVATIONS
+from jaxtransfer.surgery.layers import ACTIVATIONS as HEAD_ACTIVATIONS
 
 
 class BatchNorm(nn.Module):
