@@ -95,10 +95,10 @@ def _with_heads(folder: Path, config: dict[str, Any], model: Model) -> Model:
         layers = heads[0].layers
     if not layers:
         return model
-    if not isinstance(layers[-1], Dense):
+    if not isinstance(layers[-1], Dense) or any(h.layers[:-1] != layers[:-1] for h in heads):
         raise FormatError(
-            f"{folder / CONFIG_FILE}: expected Dense as the last layer of the head, found "
-            f"{layers[-1]}; save the model again"
+            f"{folder / CONFIG_FILE}: expected Dense as the last layer of the head, and the same "
+            f"layers before it for all tasks, found {heads or layers[-1]}; save the model again"
         )
     as_saved: Any = {"hidden": layers[:-1], "pool": False, "reuse": False}
     if not heads:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -196,32 +196,22 @@ def replace_head(
         pooled = f" (Pool since {'maps' if len(shape) == 4 else 'tokens'} reach it)"
     if pool and Pool() not in layers:
         layers = (Pool(), *layers)
-    random_key = key if isinstance(key, jax.Array) else jax.random.key(int(key))
-    made = {}
-    for position, (task, (count, names)) in enumerate(wanted.items()):
-        own_key = random_key if task is None else jax.random.fold_in(random_key, position)
-        own_layers = (*layers, Dense(count))
-        head = _NewHead(
-            own_layers, names, *init_head(own_key, own_layers, shape[-1], _dtype(model))
-        )
-        made[task] = _with_known_rows(model, task, head, shape[-1]) if reuse else head
-    note = "; ".join(
-        [
-            f"replace_head: {path} is now {_listed(made)}{pooled}",
-            *(_rows_note(model, task, head) for task, head in made.items()),
-        ]
-    )
+    heads = _new_heads(model, wanted, layers, shape[-1], key)
+    if reuse:
+        heads = {
+            task: _with_known_rows(model, task, head, shape[-1]) for task, head in heads.items()
+        }
     if tasks is None:
-        head = made[None]
+        (head,) = heads.values()
+        labels, head_layers, task_heads = head.names, head.layers, ()
         params, stats = head.params, head.stats
         if not can_stop:  # the network's own forward pass goes on to read its head from these names
             params = {name: params[name] for name in subtree(model.params, path)}
-        labels, head_layers, task_heads = head.names, head.layers, ()
     else:
-        params = {task: head.params for task, head in made.items()}
-        stats = {task: head.stats for task, head in made.items() if head.stats}
-        task_heads = tuple(TaskHead(str(task), h.layers, h.names) for task, h in made.items())
         labels, head_layers = None, ()
+        task_heads = tuple(TaskHead(str(task), h.layers, h.names) for task, h in heads.items())
+        params = {task: head.params for task, head in heads.items()}
+        stats = {task: head.stats for task, head in heads.items() if head.stats}
     return replace(
         model,
         spec=replace(model.spec, head_layers=head_layers, task_heads=task_heads),
@@ -231,7 +221,7 @@ def replace_head(
         # An output for the background, which labels leave out, belonged to the old head.
         preprocess=replace(model.preprocess, label_offset=0),
         labels=labels,
-        receipt=model.receipt.with_note(note),
+        receipt=model.receipt.with_note(_note(model, heads, pooled)),
     )
 
 
@@ -262,7 +252,7 @@ def _wanted(
 
 def _counted(where: str, classes: Any) -> tuple[int, tuple[str, ...] | None]:
     """The number of classes and their names, from either."""
-    if not isinstance(classes, Sequence):
+    if not isinstance(classes, Iterable):
         if not is_positive_integer(classes):
             raise ModelError(f"{where}: expected num_classes of at least 1, found {classes!r}")
         return int(classes), None
@@ -313,11 +303,6 @@ def _check_place(where: str, model: Any, can_stop: bool, is_dense: bool) -> None
         )
 
 
-def _dtype(model: Any) -> Any:
-    """The dtype of the old head, or else of the network."""
-    return float_dtype(_subtree_or_empty(model.params, model.spec.head) or model.params)
-
-
 def _shape_at_head(
     where: str, model: Any, body: Callable[..., Any], can_stop: bool
 ) -> tuple[int, ...]:
@@ -348,7 +333,7 @@ def _gives_one_answer(model: Any, shape: tuple[int, ...]) -> bool:
     return not any(leaf.ndim > 2 for leaf in jax.tree.leaves(outputs))
 
 
-# Rows of known classes
+# What is new
 
 
 @dataclass(frozen=True)
@@ -360,6 +345,29 @@ class _NewHead:
     params: dict[str, Any]
     stats: dict[str, Any]
     reused: tuple[str, ...] = ()
+
+
+def _new_heads(
+    model: Any,
+    wanted: Mapping[str | None, tuple[int, tuple[str, ...] | None]],
+    layers: tuple[HeadLayer, ...],
+    features: int,
+    key: jax.Array | int,
+) -> dict[str | None, _NewHead]:
+    """A head with fresh weights for each task, in the dtype of the old head or of the network."""
+    random_key = key if isinstance(key, jax.Array) else jax.random.key(int(key))
+    old_head = _subtree_or_empty(model.params, model.spec.head)
+    dtype = float_dtype(old_head or model.params)
+    heads = {}
+    for position, (task, (count, names)) in enumerate(wanted.items()):
+        own_key = random_key if task is None else jax.random.fold_in(random_key, position)
+        own_layers = (*layers, Dense(count))
+        weights = init_head(own_key, own_layers, features, dtype)
+        heads[task] = _NewHead(own_layers, names, *weights)
+    return heads
+
+
+# Rows of known classes
 
 
 def _with_known_rows(model: Any, task: str | None, head: _NewHead, features: int) -> _NewHead:
@@ -420,19 +428,18 @@ def _place_of_logits(layers: tuple[HeadLayer, ...]) -> str | None:
 # What the receipt says
 
 
-def _listed(made: Mapping[str | None, _NewHead]) -> str:
-    chains = {
-        task: " > ".join(str(layer).removesuffix("()") for layer in head.layers)
-        for task, head in made.items()
-    }
-    return ", ".join(
-        chain if task is None else f"{task}: {chain}" for task, chain in chains.items()
-    )
+def _note(model: Any, heads: Mapping[str | None, _NewHead], pooled: str) -> str:
+    chains, rows = [], []
+    for task, head in heads.items():
+        before = "" if task is None else f"{task}: "
+        layers = " > ".join(str(layer).removesuffix("()") for layer in head.layers)
+        chains.append(before + layers)
+        rows.append(before + _rows_note(model, head))
+    return f"replace_head: {model.spec.head} is now {', '.join(chains)}{pooled}; {'; '.join(rows)}"
 
 
-def _rows_note(model: Any, task: str | None, head: _NewHead) -> str:
-    before = "" if task is None else f"{task}: "
+def _rows_note(model: Any, head: _NewHead) -> str:
     if not head.reused or head.names is None:
-        return f"{before}all rows are new"
+        return "all rows are new"
     count = f"{len(head.reused)} of {len(head.names)} rows"
-    return f"{before}{count} reused from {model.spec.name} by name: {', '.join(head.reused)}"
+    return f"{count} reused from {model.spec.name} by name: {', '.join(head.reused)}"

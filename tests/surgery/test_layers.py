@@ -61,8 +61,8 @@ def test_tasks_go_through_json():
 @pytest.mark.parametrize(
     ("task", "layers", "classes", "message"),
     [
-        ("a/b", (jt.Dense(1),), None, "a name without '/'"),
-        ("", (jt.Dense(1),), None, "a name without '/'"),
+        ("a/b", (jt.Dense(1),), None, "a name without '/' for the task"),
+        ("", (jt.Dense(1),), None, "a name without '/' for the task"),
         ("a", (), None, "Dense as the last layer"),
         ("a", (jt.Dense(1), jt.Pool()), None, "Dense as the last layer"),
         ("a", (jt.Dense(2),), ("x",), "2 classes"),

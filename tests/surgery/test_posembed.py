@@ -123,7 +123,7 @@ def test_a_network_with_a_position_embedding_runs_at_another_size(method):
 
 
 def test_a_network_without_one_keeps_every_leaf():
-    old = jt.init("cifar_resnet8", width=2, input_size=16)
+    old = varied(build("cifar_resnet8", width=2, input_size=16))
     new = jt.change_input_size(old, 24)
     assert untouched(old, new)
     assert new.preprocess.size == (24, 24)
