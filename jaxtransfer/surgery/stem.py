@@ -106,7 +106,8 @@ def adapt_stem(
     if how.channels is not None:
         how = replace(how, channels=in_channels if in_channels in (1, 3) else None)
     changed = with_option(model, "in_channels", old, int(in_channels))
-    note = f"adapt_stem: {path} takes {in_channels} channels instead of {old}, by {chosen}"
+    channels = "one channel" if in_channels == 1 else f"{in_channels} channels"
+    note = f"adapt_stem: {path} takes {channels} instead of {old}, by {chosen}"
     changed = replace(
         changed,
         spec=replace(changed.spec, in_channels=int(in_channels)),

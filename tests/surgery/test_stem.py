@@ -172,10 +172,12 @@ def test_only_the_kernel_is_new_and_the_rest_follows(new, channels, mean, std):
     assert (how.channels, how.size) == (channels, (8, 8))
     assert how.mean == pytest.approx(mean) and how.std == pytest.approx(std)
     assert outputs(model, np.ones((2, 8, 8, new), np.float32)).shape == (2, 3)
-    by = "sum" if new == 1 else "repeat"
-    assert note_of(model) == (
-        f"adapt_stem: embed/patch/kernel takes {new} channels instead of 3, by {by}"
+    said = (
+        "one channel instead of 3, by sum"
+        if new == 1
+        else f"{new} channels instead of 3, by repeat"
     )
+    assert note_of(model) == f"adapt_stem: embed/patch/kernel takes {said}"
 
 
 def test_there_and_back_by_sums_and_repeats():
