@@ -41,7 +41,7 @@ from jaxtransfer.models.imagenet import BACKGROUND
 from jaxtransfer.models.model import RECEIPT_FILE, WEIGHTS_FILE
 from jaxtransfer.models.timm_config import read_timm_config
 from jaxtransfer.partition import Plan, resolve_plans
-from jaxtransfer.surgery import replace_head
+from jaxtransfer.surgery import has_head, replace_head
 from jaxtransfer.train import Checkpoints, Settings, cross_entropy, train
 from jaxtransfer.train.loop import OnStep, run_identity
 from jaxtransfer.train.losses import Loss
@@ -363,6 +363,13 @@ def finetune(
 
 def fit_head(model: Model, data: ArrayData, seed: int = 0) -> Model:
     """The model itself where its head fits the labels, else with a new head; see `finetune`."""
+    if model.spec.task_heads:
+        tasks = ", ".join(head.task for head in model.spec.task_heads)
+        raise ModelError(
+            f"{model.spec.name}: expected a network with one head for one label an image, found "
+            f"heads for the tasks {tasks}; train them by make_train_step, whose loss gets a dict "
+            "of their logits, or replace them by one head"
+        )
     if data.classes is not None:
         if model.labels == data.classes:
             return model
@@ -371,6 +378,8 @@ def fit_head(model: Model, data: ArrayData, seed: int = 0) -> Model:
         return replace_head(model, classes=data.classes, key=seed)
     needed = int(data.labels.max()) + 1
     found = model.num_classes
+    if not has_head(model):
+        return replace_head(model, needed, key=seed)
     if found is None or found == needed or (found > needed and model.labels is None):
         return model
     return replace_head(model, needed, key=seed)

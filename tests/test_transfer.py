@@ -6,7 +6,14 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxtransfer as jt
-from jaxtransfer.errors import CheckpointError, DataError, ReferenceNotFoundError, TrainingError
+from jaxtransfer.errors import (
+    CheckpointError,
+    DataError,
+    ModelError,
+    ReferenceNotFoundError,
+    TrainingError,
+)
+from jaxtransfer.models import build
 from jaxtransfer.transfer import fit_head
 
 
@@ -43,6 +50,18 @@ def test_integer_labels_replace_a_larger_head_with_names(model, digits):
 def test_integer_labels_replace_a_smaller_head(model, digits):
     data = jt.ArrayData(digits.images, digits.labels + 2)
     assert fit_head(model, data).num_classes == 5
+
+
+def test_a_network_without_a_head_gets_one(digits):
+    headless = build("cifar_resnet8", in_channels=1, width=4, input_size=(8, 8), num_classes=0)
+    assert fit_head(headless, jt.ArrayData(digits.images, digits.labels)).num_classes == 3
+    assert fit_head(headless, digits).labels == ("0", "1", "2")
+
+
+def test_heads_of_several_tasks_are_not_thrown_away(model, digits):
+    several = jt.replace_head(model, tasks={"a": 2, "b": 3})
+    with pytest.raises(ModelError, match="found heads for the tasks a, b; train them by make_"):
+        jt.finetune(several, digits, steps=1)
 
 
 def test_named_classes_name_a_head_of_their_size(model, digits):

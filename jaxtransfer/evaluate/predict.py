@@ -14,7 +14,7 @@ from jaxtransfer.models import Model, Preprocess
 from jaxtransfer.types import PyTree
 
 
-def predict(model: Model, images: Any, *, batch_size: int = 256) -> np.ndarray:
+def predict(model: Model, images: Any, *, batch_size: int = 256) -> Any:
     """The logits of a model in evaluation mode, after the model's own preprocessing.
 
     Args:
@@ -25,7 +25,8 @@ def predict(model: Model, images: Any, *, batch_size: int = 256) -> np.ndarray:
             for.
 
     Returns:
-        float32 logits of shape (batch, classes), as a NumPy array.
+        float32 logits of shape (batch, classes), as a NumPy array; for a network with heads for
+        several tasks, a dict of them.
 
     Raises:
         DataError: the images cannot be preprocessed for the model.
@@ -38,7 +39,7 @@ def predict(model: Model, images: Any, *, batch_size: int = 256) -> np.ndarray:
 
 def predict_with(
     model: Model, params: PyTree, stats: PyTree, images: Any, *, batch_size: int = 256
-) -> np.ndarray:
+) -> Any:
     """`predict` with other leaves than the model's own, such as those of a run in progress."""
     images = check_images(images, model.preprocess)
     forward = _forward(model.apply, model.preprocess)
@@ -53,8 +54,8 @@ def predict_with(
         example = jax.eval_shape(
             forward, params, stats, np.zeros((1, *images.shape[1:]), images.dtype)
         )
-        return np.zeros((0, *example.shape[1:]), example.dtype)
-    return np.concatenate([np.asarray(output) for output in outputs])[: len(images)]
+        return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), example)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *outputs)
 
 
 @functools.lru_cache(maxsize=32)

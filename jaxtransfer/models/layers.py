@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxtransfer.surgery.head import ACTIVATIONS as HEAD_ACTIVATIONS
+from jaxtransfer.surgery.layers import ACTIVATIONS as HEAD_ACTIVATIONS
 
 
 class BatchNorm(nn.Module):

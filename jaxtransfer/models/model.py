@@ -21,7 +21,8 @@ from jaxtransfer.models.function import FunctionApply
 from jaxtransfer.models.linen import LinenApply, stages_in_order
 from jaxtransfer.models.nnx import split_nnx, text_keys
 from jaxtransfer.models.spec import ModelSpec, Preprocess
-from jaxtransfer.surgery.head import head_to_json
+from jaxtransfer.surgery import has_head
+from jaxtransfer.surgery.layers import head_to_json, tasks_to_json
 from jaxtransfer.tree import is_below, named_leaves, nearest, path_prefixes, subtree
 from jaxtransfer.types import PyTree
 
@@ -187,15 +188,21 @@ class Model:
 
     @property
     def num_classes(self) -> int | None:
-        """How many outputs the head has, as labels, kernels or forward pass say, else `None`."""
+        """How many outputs the head has, as labels, kernels or forward pass say, else `None`.
+
+        A network without a head has none; one with heads for several tasks has no single number:
+        each of `spec.task_heads` has its own `num_classes`.
+        """
+        if self.spec.task_heads:
+            return None
         if self.labels is not None:
             return len(self.labels)
         if self.spec.head_layers:
             return getattr(self.spec.head_layers[-1], "features", None)
         if not isinstance(self.params, Mapping):
             return None
-        if not any(is_below(name, {self.spec.head}) for name, _ in named_leaves(self.params)):
-            return None  # a network without a head gives features
+        if not has_head(self):
+            return None  # the network gives features
         head = named_leaves(subtree(self.params, self.spec.head))
         kernels = [leaf for name, leaf in head if name.split("/")[-1] == "kernel"]
         if len(kernels) == 1:
@@ -210,8 +217,14 @@ class Model:
         """The same model whose outputs have names.
 
         Raises:
-            ModelError: the number of names is not the number of outputs.
+            ModelError: the number of names is not that of the outputs, or there are several heads.
         """
+        if self.spec.task_heads:
+            tasks = ", ".join(head.task for head in self.spec.task_heads)
+            raise ModelError(
+                f"{self.spec.name}: expected a network with one head to give labels, found heads "
+                f"for the tasks {tasks}; name their classes by replace_head(model, tasks=…)"
+            )
         if self.num_classes not in (None, len(labels)):
             raise ModelError(
                 f"{self.spec.name}: expected {self.num_classes} labels, found {len(labels)}; "
@@ -244,7 +257,11 @@ class Model:
             config = {
                 "architecture": self.spec.name,
                 "options": dict(self.spec.options),
+                "in_channels": self.spec.in_channels,
+                "input_size": self.spec.input_size,
+                "truncated_after": self.spec.truncated_after,
                 "head_layers": head_to_json(self.spec.head_layers),
+                "task_heads": tasks_to_json(self.spec.task_heads),
                 "labels": self.labels,
                 "preprocess": self.preprocess.to_dict(),
                 "sha256": sha256_of(new_weights),

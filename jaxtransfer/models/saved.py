@@ -20,8 +20,8 @@ from jaxtransfer.models.model import (
     Model,
 )
 from jaxtransfer.models.spec import Preprocess
-from jaxtransfer.surgery import Dense, replace_head
-from jaxtransfer.surgery.head import head_from_json
+from jaxtransfer.surgery import Dense, adapt_stem, change_input_size, replace_head, truncate
+from jaxtransfer.surgery.layers import head_from_json, tasks_from_json
 from jaxtransfer.tree import leaf_names, place
 
 
@@ -77,15 +77,34 @@ def _template(folder: Path, config: dict[str, Any], model: Model | None) -> Mode
                 "load(folder, model=Model.from_linen(…))"
             )
         model = build(config["architecture"], **_options(config["options"]))
+    channels, size = config["in_channels"], config["input_size"]
+    if channels not in (None, model.spec.in_channels):
+        model = adapt_stem(model, channels, "repeat")
+    if size is not None:
+        model = change_input_size(model, size)
+    if config["truncated_after"] not in (None, model.spec.truncated_after):
+        model = truncate(model, config["truncated_after"])
+    return _with_heads(folder, config, model)
+
+
+def _with_heads(folder: Path, config: dict[str, Any], model: Model) -> Model:
+    """The model with the head, or the heads of tasks, that the config describes."""
     layers = head_from_json(config["head_layers"])
+    heads = tasks_from_json(config["task_heads"])
+    if heads:
+        layers = heads[0].layers
     if not layers:
         return model
-    if not isinstance(layers[-1], Dense):
+    if not isinstance(layers[-1], Dense) or any(h.layers[:-1] != layers[:-1] for h in heads):
         raise FormatError(
-            f"{folder / CONFIG_FILE}: expected Dense as the last layer of the head, found "
-            f"{layers[-1]}; save the model again"
+            f"{folder / CONFIG_FILE}: expected Dense as the last layer of the head, and the same "
+            f"layers before it for all tasks, found {heads or layers[-1]}; save the model again"
         )
-    return replace_head(model, layers[-1].features, hidden=layers[:-1], reuse=False)
+    as_saved: Any = {"hidden": layers[:-1], "pool": False, "reuse": False}
+    if not heads:
+        return replace_head(model, layers[-1].features, **as_saved)
+    tasks = {head.task: head.classes or head.num_classes for head in heads}
+    return replace_head(model, tasks=tasks, **as_saved)
 
 
 def _options(options: dict[str, Any]) -> dict[str, Any]:
@@ -124,10 +143,22 @@ def _read_text(path: Path) -> str:
 _CONFIG_KEYS: dict[str, type | tuple[type, ...]] = {
     "architecture": str,
     "options": dict,
+    "in_channels": (int, type(None)),
+    "input_size": (list, type(None)),
+    "truncated_after": (str, type(None)),
     "head_layers": list,
+    "task_heads": list,
     "labels": (list, type(None)),
     "preprocess": dict,
     "sha256": str,
+}
+
+# What configs of earlier versions do not have, and its value there.
+_NEWER_KEYS: dict[str, Any] = {
+    "in_channels": None,
+    "input_size": None,
+    "truncated_after": None,
+    "task_heads": [],
 }
 
 
@@ -148,7 +179,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(_read_text(path))
     except ValueError as error:
         raise FormatError(f"{path}: expected JSON, found {error}; save the model again") from error
-    found = config if isinstance(config, dict) else {}
+    found = {**_NEWER_KEYS, **config} if isinstance(config, dict) else {}
     wrong = [
         key
         for key, kind in _CONFIG_KEYS.items()

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
-from jaxtransfer.surgery.head import HeadLayer
+from jaxtransfer.surgery.layers import HeadLayer, TaskHead
 from jaxtransfer.types import Pattern
 
 
@@ -164,6 +164,8 @@ class ModelSpec:
         in_channels: number of input channels, `None` where unknown.
         options: what the catalog needs beside the name to build the network again.
         head_layers: the layers of a head that surgery put in place; empty for the network's own.
+        task_heads: the heads of several tasks that surgery put in place, below `head`.
+        truncated_after: the stage after which surgery cut the network off; `None` for the whole.
         position_embedding: where the network has one.
         sources: whose files of weights the network can read, the usual one first.
         weights: what is known to be published, the usual ones first.
@@ -178,6 +180,8 @@ class ModelSpec:
     in_channels: int | None = None
     options: tuple[tuple[str, Any], ...] = ()
     head_layers: tuple[HeadLayer, ...] = ()
+    task_heads: tuple[TaskHead, ...] = ()
+    truncated_after: str | None = None
     position_embedding: PositionEmbedding | None = None
     # Name and options determine these, and a spec is hashed wherever it is static under jit.
     sources: tuple[Source, ...] = field(default=(), compare=False, repr=False)

@@ -2,196 +2,31 @@
 
 from __future__ import annotations
 
-import numbers
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtransfer.errors import ModelError
-from jaxtransfer.tree import is_below, named_leaves, subtree, with_subtree
-from jaxtransfer.types import PyTree
-
-# ---------------------------------------------------------------------------------------------
-# Layers of a head, as data
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A fully connected layer with `features` outputs, at least one."""
-
-    features: int
-
-    def __post_init__(self) -> None:
-        if not _is_positive_integer(self.features):
-            raise ModelError(f"Dense: expected features of at least 1, found {self.features!r}")
-        object.__setattr__(self, "features", int(self.features))
-
-
-@dataclass(frozen=True)
-class LayerNorm:
-    """Normalisation over the features of each example (Ba et al. 2016, arXiv 1607.06450)."""
-
-
-@dataclass(frozen=True)
-class BatchNorm:
-    """Normalisation over the batch, by running statistics in evaluation.
-
-    Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
-    """
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """In training, a share `rate` < 1 of the features is set to zero and the rest scaled up."""
-
-    rate: float
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.rate, numbers.Real) or not 0 <= self.rate < 1:
-            raise ModelError(f"Dropout: expected a rate from 0, below 1, found {self.rate!r}")
-        object.__setattr__(self, "rate", float(self.rate))
-
-
-@dataclass(frozen=True)
-class Activation:
-    """An elementwise function: one of the names in `ACTIVATIONS`."""
-
-    name: str
-
-    def __post_init__(self) -> None:
-        if self.name not in ACTIVATIONS:
-            raise ModelError(
-                f"Activation: expected one of {', '.join(ACTIVATIONS)}, found {self.name!r}"
-            )
-
-
-HeadLayer: TypeAlias = Dense | LayerNorm | BatchNorm | Dropout | Activation
-
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
-    {
-        "relu": nn.relu,
-        "gelu": lambda x: nn.gelu(x, approximate=False),
-        "silu": nn.silu,
-        "tanh": jnp.tanh,
-    }
+from jaxtransfer.surgery.layers import (
+    LAYER_KINDS,
+    Dense,
+    Dropout,
+    HeadLayer,
+    Pool,
+    TaskHead,
+    head_module,
+    init_head,
+    is_positive_integer,
 )
-
-_LAYER_KINDS: dict[str, type] = {
-    kind.__name__: kind for kind in (Dense, LayerNorm, BatchNorm, Dropout, Activation)
-}
-
-
-def _is_positive_integer(value: Any) -> bool:
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return is_integer and int(value) >= 1
-
-
-def head_to_json(layers: Sequence[HeadLayer]) -> list[dict[str, Any]]:
-    """Head layers as JSON can hold them.
-
-    >>> head_to_json([Dense(3)])
-    [{'layer': 'Dense', 'features': 3}]
-    """
-    return [{"layer": type(layer).__name__, **asdict(layer)} for layer in layers]
-
-
-def head_from_json(described: Sequence[Mapping[str, Any]]) -> tuple[HeadLayer, ...]:
-    """The layers that `head_to_json` described.
-
-    Raises:
-        ModelError: a layer's kind is unknown, or its fields are not those of its kind.
-    """
-    layers = []
-    for fields in described:
-        kind = fields.get("layer") if isinstance(fields, Mapping) else fields
-        if kind not in _LAYER_KINDS:
-            raise ModelError(
-                f"head: expected a layer among {', '.join(_LAYER_KINDS)}, found {kind!r}"
-            )
-        try:
-            layers.append(_LAYER_KINDS[kind](**{k: v for k, v in fields.items() if k != "layer"}))
-        except TypeError as error:
-            raise ModelError(
-                f"head: expected the fields of {kind}, found {dict(fields)}"
-            ) from error
-    return tuple(layers)
-
-
-class _Head(nn.Module):
-    """The layers one after the other, each named by its position; some may run as in evaluation."""
-
-    layers: tuple[HeadLayer, ...]
-    frozen: frozenset[int] = frozenset()
-
-    @nn.compact
-    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
-        for position, layer in enumerate(self.layers):
-            name = str(position)
-            trains = train and position not in self.frozen
-            match layer:
-                case Dense(size):
-                    features = nn.Dense(size, name=name)(features)
-                case LayerNorm():
-                    features = nn.LayerNorm(epsilon=1e-5, name=name)(features)
-                case BatchNorm():
-                    norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, name=name)
-                    features = norm(features, use_running_average=not trains)
-                case Dropout(rate):
-                    features = nn.Dropout(rate, name=name)(features, deterministic=not trains)
-                case Activation(function):
-                    features = ACTIVATIONS[function](features)
-        return features
-
-
-class _DenseHead(nn.Module):
-    """One dense layer with its kernel and bias at the head's own path, as in untouched networks."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
-        del train
-        dense = nn.Dense(self.features)
-        nn.share_scope(self, dense)
-        return dense(features)
-
-
-def _module(layers: tuple[HeadLayer, ...], frozen: frozenset[int] = frozenset()) -> nn.Module:
-    if len(layers) == 1 and isinstance(layers[0], Dense):
-        return _DenseHead(layers[0].features)
-    return _Head(layers, frozen)
-
-
-def init_head(
-    key: jax.Array, layers: Sequence[HeadLayer], features: int, dtype: Any = jnp.float32
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fresh parameters and statistics for a head: LeCun normal kernels, zero biases.
-
-    Args:
-        key: a random key; the same key gives the same head.
-        layers: from the features to the logits.
-        features: how many features enter.
-        dtype: of the parameters; statistics are always float32.
-
-    Returns:
-        Parameters and statistics as nested dicts. A single dense layer gives `kernel` and `bias`,
-        several layers give `0/kernel`, `0/bias`, `1/scale` and so on, by position.
-
-    >>> params, stats = init_head(jax.random.key(0), [Dense(3)], features=8)
-    >>> params["kernel"].shape, params["bias"].shape, stats
-    ((8, 3), (3,), {})
-    """
-    module = _module(tuple(layers))
-    variables: Any = module.init({"params": key}, jnp.zeros((1, features)), train=False)
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), variables.get("params", {}))
-    return params, variables.get("batch_stats", {})
-
+from jaxtransfer.surgery.network import AnyModel, float_dtype, output_shapes
+from jaxtransfer.tree import is_below, leaf_names, named_leaves, subtree, with_subtree
+from jaxtransfer.types import PyTree
 
 # ---------------------------------------------------------------------------------------------
 # A network whose head was replaced
@@ -204,12 +39,14 @@ class HeadedApply:
     Attributes:
         body: the forward pass of the network, which can stop at the head.
         path: where the head's parameters lie.
-        layers: the layers of the new head.
+        layers: the layers of the new head; empty where there are several heads.
+        task_heads: the heads of several tasks, whose outputs are a dict from task to logits.
     """
 
     body: Callable[..., Any]
     path: str
     layers: tuple[HeadLayer, ...]
+    task_heads: tuple[TaskHead, ...] = ()
 
     def __call__(
         self,
@@ -222,7 +59,7 @@ class HeadedApply:
         start: str | None = None,
         stop: str | None = None,
         frozen_modules: frozenset[str] = frozenset(),
-    ) -> tuple[jax.Array, PyTree]:
+    ) -> tuple[Any, PyTree]:
         """The forward pass of `Model.apply`."""
         if start == self.path:
             features = inputs
@@ -239,33 +76,48 @@ class HeadedApply:
             )
         if stop is not None:
             return features, stats
-        return self._apply_head(params, stats, features, train, rngs, frozen_modules)
-
-    def _apply_head(
-        self,
-        params: PyTree,
-        stats: PyTree,
-        features: jax.Array,
-        train: bool,
-        rngs: Mapping[str, jax.Array] | None,
-        frozen_modules: frozenset[str],
-    ) -> tuple[jax.Array, PyTree]:
-        positions = range(len(self.layers))
-        frozen = frozenset(i for i in positions if is_below(f"{self.path}/{i}", frozen_modules))
-        head_stats = _subtree_or_empty(stats, self.path)
-        logits, updates = _module(self.layers, frozen).apply(
-            {"params": subtree(params, self.path), "batch_stats": head_stats},
-            features,
-            train=train,
-            rngs=dict(rngs or {}),
-            mutable=["batch_stats"],
-        )
-        if head_stats and train:
-            stats = with_subtree(stats, self.path, updates["batch_stats"])
+        keys = dict(rngs or {})
+        if not self.task_heads:
+            place = (self.path, self.layers)
+            return _apply_layers(*place, params, stats, features, train, keys, frozen_modules)
+        logits = {}
+        for position, head in enumerate(self.task_heads):
+            place = (f"{self.path}/{head.task}", head.layers)
+            # Each task drops features of its own.
+            own_keys = {name: jax.random.fold_in(key, position) for name, key in keys.items()}
+            logits[head.task], stats = _apply_layers(
+                *place, params, stats, features, train, own_keys, frozen_modules
+            )
         return logits, stats
 
 
-def _subtree_or_empty(tree: PyTree, path: str) -> dict[str, Any]:
+def _apply_layers(
+    path: str,
+    layers: tuple[HeadLayer, ...],
+    params: PyTree,
+    stats: PyTree,
+    features: jax.Array,
+    train: bool,
+    rngs: dict[str, jax.Array],
+    frozen_modules: frozenset[str],
+) -> tuple[jax.Array, PyTree]:
+    """The logits of the head at `path`, and all statistics."""
+    positions = range(len(layers))
+    frozen = frozenset(i for i in positions if is_below(f"{path}/{i}", frozen_modules))
+    head_stats = _subtree_or_empty(stats, path)
+    logits, updates = head_module(layers, frozen).apply(
+        {"params": subtree(params, path), "batch_stats": head_stats},
+        features,
+        train=train,
+        rngs=rngs,
+        mutable=["batch_stats"],
+    )
+    if head_stats and train:
+        stats = with_subtree(stats, path, updates["batch_stats"])
+    return logits, stats
+
+
+def _subtree_or_empty(tree: PyTree, path: str) -> Any:
     node = tree
     for segment in path.split("/"):
         if segment not in node:
@@ -274,11 +126,13 @@ def _subtree_or_empty(tree: PyTree, path: str) -> dict[str, Any]:
     return node
 
 
+def has_head(model: Any) -> bool:
+    """Whether there are parameters at the head's path; a network without gives features."""
+    return any(is_below(name, {model.spec.head}) for name in leaf_names(model.params))
+
+
 # ---------------------------------------------------------------------------------------------
 # The surgery
-
-AnyModel = TypeVar("AnyModel", bound=Any)
-"""`jaxtransfer.Model`, which stands a floor above."""
 
 
 def replace_head(
@@ -286,16 +140,26 @@ def replace_head(
     num_classes: int | None = None,
     *,
     classes: Sequence[str] | None = None,
+    tasks: Mapping[str, int | Sequence[str]] | None = None,
     hidden: Sequence[HeadLayer] = (),
+    pool: bool | None = None,
     reuse: bool = True,
     key: jax.Array | int = 0,
 ) -> AnyModel:
     """A model with a new head; every leaf outside the head is the same array as before.
 
-    The new head ends in a dense layer with one output a class. Where the old head is a single dense
-    layer and so is the new one, the kernel columns and biases of classes whose names match exactly
-    are copied; the receipt says which. A name that several old classes share tells none of them
-    apart, and nothing is copied for it.
+    The new head ends in a dense layer with one output a class. A network without a head gets one.
+    Where maps (batch, height, width, features) or tokens (batch, tokens, features) reach the head,
+    a `Pool` goes first, unless the old head gave logits for each position: so does the new one.
+
+    Where the old head is a dense layer or a 1x1 convolution and so is the new one, pooling and
+    dropout aside, the kernel columns and biases of classes whose names match exactly are copied;
+    the receipt says which. A name that several old classes share tells none of them apart, and
+    nothing is copied for it.
+
+    With `tasks` the model has a head for each task, and its outputs are a dict from task to logits.
+    The heads lie at the old head's path, each below its task's name. A task takes over the rows of
+    the old head, or of the old head of the same task.
 
     What a network does after its head, such as a softmax, is not done after the new one.
 
@@ -303,77 +167,122 @@ def replace_head(
         model: a `Model`; it stays as it is.
         num_classes: how many classes the new head tells apart, if they have no names.
         classes: the names of the classes, in the order of the outputs.
-        hidden: layers between the features and the last dense layer.
+        tasks: for each task its number of classes, or their names.
+        hidden: layers between the features and the last dense layer; each task has its own.
+        pool: whether a `Pool` goes first where `hidden` has none; by default as said above.
         reuse: whether rows of classes with matching names are copied.
         key: a random key, or a seed for one, for what is not copied.
 
     Raises:
-        ModelError: neither or both of `num_classes` and `classes` are given, a class is named
+        ModelError: not one of `num_classes`, `classes` and `tasks` is given, a class is named
             twice, there is no class, `hidden` holds something else than head layers, or the network
             cannot stop at its head.
 
     Example:
-        `replace_head(model, classes=["ant", "bee"], hidden=[Dropout(0.2)], key=1)`
+        `replace_head(model, classes=["ant", "bee"], hidden=[Dropout(0.2)], key=1)`,
+        `replace_head(model, tasks={"species": ["ant", "bee"], "colour": 3})`
     """
     where = f"replace_head({model.spec.name})"
-    names = _class_names(where, num_classes, classes)
-    layers = (*_checked_layers(where, hidden), Dense(len(names) if names else num_classes or 0))
+    wanted = _wanted(where, num_classes, classes, tasks)
+    layers = _checked_layers(where, hidden)
     path = model.spec.head
     body = model.apply.body if isinstance(model.apply, HeadedApply) else model.apply
     can_stop = getattr(body, "can_stop", True)
-    old_head = _old_head(where, model, layers, can_stop)
-    features = _features_at_head(where, model, body, can_stop)
-    random_key = key if isinstance(key, jax.Array) else jax.random.key(int(key))
-    params, stats = init_head(random_key, layers, features, _dtype_of(old_head))
-    pairs = _matching_rows(model, old_head, names, layers, features) if reuse else []
-    for new, old in pairs:
-        for name in params.keys() & old_head.keys():
-            params[name] = params[name].at[..., new].set(old_head[name][..., old])
-    if not can_stop:  # the network's own forward pass goes on to read its head from these names
-        params = {name: params[name] for name in old_head}
+    _check_place(where, model, can_stop, is_dense=not (layers or pool or tasks))
+    shape = _shape_at_head(where, model, body, can_stop)
+    pooled = ""
+    if pool is None and Pool() not in layers and _gives_one_answer(model, shape):
+        pool = True
+        pooled = f" (Pool since {'maps' if len(shape) == 4 else 'tokens'} reach it)"
+    if pool and Pool() not in layers:
+        layers = (Pool(), *layers)
+    heads = _new_heads(model, wanted, layers, shape[-1], key)
+    if reuse:
+        heads = {
+            task: _with_known_rows(model, task, head, shape[-1]) for task, head in heads.items()
+        }
+    if tasks is None:
+        (head,) = heads.values()
+        labels, head_layers, task_heads = head.names, head.layers, ()
+        params, stats = head.params, head.stats
+        if not can_stop:  # the network's own forward pass goes on to read its head from these names
+            params = {name: params[name] for name in subtree(model.params, path)}
+    else:
+        labels, head_layers = None, ()
+        task_heads = tuple(TaskHead(str(task), h.layers, h.names) for task, h in heads.items())
+        params = {task: head.params for task, head in heads.items()}
+        stats = {task: head.stats for task, head in heads.items() if head.stats}
     return replace(
         model,
-        spec=replace(model.spec, head_layers=layers),
-        apply=HeadedApply(body, path, layers) if can_stop else body,
+        spec=replace(model.spec, head_layers=head_layers, task_heads=task_heads),
+        apply=HeadedApply(body, path, head_layers, task_heads) if can_stop else body,
         params=with_subtree(model.params, path, params),
         stats=with_subtree(model.stats, path, stats or None),
-        labels=names,
-        receipt=model.receipt.with_note(_note(model, path, layers, names, pairs)),
+        # An output for the background, which labels leave out, belonged to the old head.
+        preprocess=replace(model.preprocess, label_offset=0),
+        labels=labels,
+        receipt=model.receipt.with_note(_note(model, heads, pooled)),
     )
 
 
-def _class_names(
-    where: str, num_classes: int | None, classes: Sequence[str] | None
-) -> tuple[str, ...] | None:
-    if (num_classes is None) == (classes is None):
-        raise ModelError(f"{where}: expected one of num_classes and classes, found both or none")
-    if classes is None:
-        if not _is_positive_integer(num_classes):
-            raise ModelError(f"{where}: expected num_classes of at least 1, found {num_classes!r}")
-        return None
+# What is asked for
+
+
+def _wanted(
+    where: str,
+    num_classes: int | None,
+    classes: Sequence[str] | None,
+    tasks: Mapping[str, int | Sequence[str]] | None,
+) -> dict[str | None, tuple[int, tuple[str, ...] | None]]:
+    """For each task, `None` for the only one, the number of classes and their names."""
+    given = sum(value is not None for value in (num_classes, classes, tasks))
+    if given != 1:
+        raise ModelError(
+            f"{where}: expected one of num_classes, classes and tasks, found {given} of them"
+        )
+    if tasks is None:
+        return {None: _counted(where, num_classes if classes is None else classes)}
+    wrong = [task for task in tasks if not isinstance(task, str) or not task or "/" in task]
+    if wrong or not tasks:
+        raise ModelError(
+            f"{where}: expected tasks with names without '/', found {wrong or 'no task'}"
+        )
+    return {task: _counted(f"{where}, task {task!r}", value) for task, value in tasks.items()}
+
+
+def _counted(where: str, classes: Any) -> tuple[int, tuple[str, ...] | None]:
+    """The number of classes and their names, from either."""
+    if not isinstance(classes, Iterable):
+        if not is_positive_integer(classes):
+            raise ModelError(f"{where}: expected num_classes of at least 1, found {classes!r}")
+        return int(classes), None
     names = () if isinstance(classes, str) else tuple(classes)
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if not names or repeated:
         found = repeated or (f"the text {classes!r}" if isinstance(classes, str) else "no class")
         raise ModelError(f"{where}: expected a list of names, each once, found {found}")
-    return names
+    return len(names), names
 
 
 def _checked_layers(where: str, hidden: Sequence[HeadLayer]) -> tuple[HeadLayer, ...]:
     others = [layer for layer in hidden if not isinstance(layer, HeadLayer)]
     if others:
         raise ModelError(
-            f"{where}: expected hidden layers among {', '.join(_LAYER_KINDS)} of jaxtransfer, "
+            f"{where}: expected hidden layers among {', '.join(LAYER_KINDS)} of jaxtransfer, "
             f"found {others}; write Dense(64) for a layer of 64 features"
         )
     return tuple(hidden)
 
 
-def _old_head(where: str, model: Any, layers: tuple[HeadLayer, ...], can_stop: bool) -> Any:
-    """What lies at the head's path.
+# What is there
+
+
+def _check_place(where: str, model: Any, can_stop: bool, is_dense: bool) -> None:
+    """Raise where the new head cannot take the old one's place.
 
     Raises:
-        ModelError: the new head cannot take its place.
+        ModelError: parameters are no dicts, or the network reads its head itself and would not find
+            it.
     """
     if not isinstance(model.params, Mapping):
         raise ModelError(
@@ -381,83 +290,156 @@ def _old_head(where: str, model: Any, layers: tuple[HeadLayer, ...], can_stop: b
             "build the network with the right number of outputs, and give it labels= where the "
             "classes have names"
         )
-    old_head = subtree(model.params, model.spec.head)
-    if not can_stop and (len(layers) > 1 or not _is_dense(old_head)):
-        found = ", ".join(name for name, _ in named_leaves(old_head)) or "nothing"
+    old = _subtree_or_empty(model.params, model.spec.head)
+    fits = set(old) <= {"kernel", "bias"} and getattr(old.get("kernel"), "ndim", None) == 2
+    if not can_stop and not (is_dense and fits):
+        found = ", ".join(name for name, _ in named_leaves(old)) or "nothing"
         raise ModelError(
             f"{where}: expected a single dense layer in place of another one, with a kernel of "
             "shape (features, classes) and a bias or none, since the function cannot stop at "
-            f"{model.spec.head!r}; found {found} there, and {len(layers)} new layers; let the "
-            "function take start= and stop="
+            f"{model.spec.head!r}; found {found} there, and "
+            f"{'one new layer' if is_dense else 'several new layers'}; let the function take "
+            "start= and stop="
         )
-    return old_head
 
 
-def _is_dense(head: Any) -> bool:
-    """Whether a subtree is a kernel of two axes and at most a bias."""
-    return (
-        isinstance(head, Mapping)
-        and "kernel" in head
-        and set(head) <= {"kernel", "bias"}
-        and getattr(head["kernel"], "ndim", None) == 2
-    )
+def _shape_at_head(
+    where: str, model: Any, body: Callable[..., Any], can_stop: bool
+) -> tuple[int, ...]:
+    """The shape of what enters the head, from the forward pass, else from the first kernel there.
 
-
-def _dtype_of(head: Any) -> Any:
-    floats = [x.dtype for x in jax.tree.leaves(head) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return floats[0] if floats else jnp.dtype(jnp.float32)
-
-
-def _features_at_head(where: str, model: Any, body: Callable[..., Any], can_stop: bool) -> int:
-    """How many features enter the head: from the forward pass, else from the first kernel there."""
+    From a kernel only the number of axes and the last one are known.
+    """
     spec = model.spec
-    if spec.input_size is not None and spec.in_channels is not None and can_stop:
-        image = jax.ShapeDtypeStruct((1, *spec.input_size, spec.in_channels), jnp.float32)
-
-        def features(params: PyTree, stats: PyTree, inputs: jax.Array) -> jax.Array:
-            return body(params, stats, inputs, train=False, stop=spec.head)[0]
-
-        return jax.eval_shape(features, model.params, model.stats, image).shape[-1]
-    leaves = named_leaves(subtree(model.params, spec.head))
+    features = output_shapes(model, body, stop=spec.head) if can_stop else None
+    if features is not None:
+        return features.shape
+    leaves = named_leaves(_subtree_or_empty(model.params, spec.head))
     kernels = [leaf for name, leaf in leaves if name.split("/")[-1] == "kernel" and leaf.ndim > 1]
     # The layers of a head that surgery made are in order; of others nobody knows which is first.
-    if len(kernels) == 1 or (kernels and spec.head_layers):
-        return kernels[0].shape[-2]
+    if len(kernels) == 1 or (kernels and (spec.head_layers or spec.task_heads)):
+        return (1,) * (kernels[0].ndim - 1) + (kernels[0].shape[-2],)
     raise ModelError(
         f"{where}: expected one kernel at {spec.head!r}, found {len(kernels)}; give the model its "
         "input_shape, so that the number of features can be computed"
     )
 
 
-def _matching_rows(
+def _gives_one_answer(model: Any, shape: tuple[int, ...]) -> bool:
+    """Whether positions that reach the head must be pooled, for one answer an image."""
+    if len(shape) <= 2:
+        return False
+    outputs = output_shapes(model, model.apply) if has_head(model) else None
+    return not any(leaf.ndim > 2 for leaf in jax.tree.leaves(outputs))
+
+
+# What is new
+
+
+@dataclass(frozen=True)
+class _NewHead:
+    """A head that is being made, and the classes whose rows it took over."""
+
+    layers: tuple[HeadLayer, ...]
+    names: tuple[str, ...] | None
+    params: dict[str, Any]
+    stats: dict[str, Any]
+    reused: tuple[str, ...] = ()
+
+
+def _new_heads(
     model: Any,
-    old_head: Any,
-    names: tuple[str, ...] | None,
+    wanted: Mapping[str | None, tuple[int, tuple[str, ...] | None]],
     layers: tuple[HeadLayer, ...],
     features: int,
-) -> list[tuple[int, int]]:
-    """Pairs of positions (in the new head, in the old head) of classes with the same name."""
-    if names is None or model.labels is None or len(layers) > 1 or not _is_dense(old_head):
-        return []
-    if old_head["kernel"].shape != (features, len(model.labels)):
-        return []
-    counts = Counter(model.labels)
-    old_positions = {name: i for i, name in enumerate(model.labels) if counts[name] == 1}
-    return [(new, old_positions[name]) for new, name in enumerate(names) if name in old_positions]
+    key: jax.Array | int,
+) -> dict[str | None, _NewHead]:
+    """A head with fresh weights for each task, in the dtype of the old head or of the network."""
+    random_key = key if isinstance(key, jax.Array) else jax.random.key(int(key))
+    old_head = _subtree_or_empty(model.params, model.spec.head)
+    dtype = float_dtype(old_head or model.params)
+    heads = {}
+    for position, (task, (count, names)) in enumerate(wanted.items()):
+        own_key = random_key if task is None else jax.random.fold_in(random_key, position)
+        own_layers = (*layers, Dense(count))
+        weights = init_head(own_key, own_layers, features, dtype)
+        heads[task] = _NewHead(own_layers, names, *weights)
+    return heads
 
 
-def _note(
-    model: Any,
-    path: str,
-    layers: tuple[HeadLayer, ...],
-    names: tuple[str, ...] | None,
-    pairs: list[tuple[int, int]],
-) -> str:
-    layer_names = " > ".join(str(layer).removesuffix("()") for layer in layers)
-    note = f"replace_head: {path} is now {layer_names}; "
-    if not pairs or names is None:
-        return note + "all rows are new"
-    reused = ", ".join(names[new] for new, _ in pairs)
-    return (
-        note + f"{len(pairs)} of {len(names)} rows reused from {model.spec.name} by name: {reused}"
-    )
+# Rows of known classes
+
+
+def _with_known_rows(model: Any, task: str | None, head: _NewHead, features: int) -> _NewHead:
+    """The head with the rows of classes whose names the old head knows."""
+    place = _place_of_logits(head.layers)
+    if head.names is None or place is None:
+        return head
+    old, columns = _known_rows(model, task, features)
+    pairs = [(new, columns[name]) for new, name in enumerate(head.names) if name in columns]
+    if not pairs:
+        return head
+    new_columns, old_columns = map(jnp.asarray, zip(*pairs, strict=True))
+    dense = dict(subtree(head.params, place) if place else head.params)
+    for name in dense.keys() & old.keys():
+        dense[name] = dense[name].at[..., new_columns].set(old[name][..., old_columns])
+    params = with_subtree(head.params, place, dense) if place else dense
+    return replace(head, params=params, reused=tuple(head.names[new] for new, _ in pairs))
+
+
+def _known_rows(
+    model: Any, task: str | None, features: int
+) -> tuple[dict[str, jax.Array], dict[str, int]]:
+    """Kernel and bias of the old head's logits, and the column of each class that has a name.
+
+    Nothing where the old head is something else than one linear map of the features.
+    """
+    path, layers, names = model.spec.head, model.spec.head_layers, model.labels
+    if model.spec.task_heads:
+        old_heads = {head.task: head for head in model.spec.task_heads}
+        if task not in old_heads:
+            return {}, {}
+        path, layers, names = f"{path}/{task}", old_heads[task].layers, old_heads[task].classes
+    place = _place_of_logits(layers)
+    leaves = _subtree_or_empty(model.params, f"{path}/{place}" if place else path)
+    if place is None or names is None or not set(leaves) <= {"kernel", "bias"}:
+        return {}, {}
+    kernel = leaves.get("kernel")
+    if not isinstance(kernel, jax.Array | np.ndarray) or math.prod(kernel.shape[:-2]) != 1:
+        return {}, {}
+    columns = kernel.shape[-1]
+    offset = model.preprocess.label_offset if columns != len(names) else 0
+    if kernel.shape[-2:] != (features, len(names) + offset):
+        return {}, {}
+    counts = Counter(names)
+    old = {**leaves, "kernel": jnp.asarray(kernel).reshape(kernel.shape[-2:])}
+    return old, {name: i + offset for i, name in enumerate(names) if counts[name] == 1}
+
+
+def _place_of_logits(layers: tuple[HeadLayer, ...]) -> str | None:
+    """Where below a head its dense layer lies, `None` where other layers change the features."""
+    if len(layers) <= 1:
+        return ""
+    if all(isinstance(layer, Pool | Dropout) for layer in layers[:-1]):
+        return str(len(layers) - 1)
+    return None
+
+
+# What the receipt says
+
+
+def _note(model: Any, heads: Mapping[str | None, _NewHead], pooled: str) -> str:
+    chains, rows = [], []
+    for task, head in heads.items():
+        before = "" if task is None else f"{task}: "
+        layers = " > ".join(str(layer).removesuffix("()") for layer in head.layers)
+        chains.append(before + layers)
+        rows.append(before + _rows_note(model, head))
+    return f"replace_head: {model.spec.head} is now {', '.join(chains)}{pooled}; {'; '.join(rows)}"
+
+
+def _rows_note(model: Any, head: _NewHead) -> str:
+    if not head.reused or head.names is None:
+        return "all rows are new"
+    count = f"{len(head.reused)} of {len(head.names)} rows"
+    return f"{count} reused from {model.spec.name} by name: {', '.join(head.reused)}"

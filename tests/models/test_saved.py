@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +61,34 @@ def long_head(model: jt.Model) -> jt.Model:
     return replace_head(model, classes=["x", "y"], hidden=hidden)
 
 
-@pytest.mark.parametrize("surgery", [lambda model: model, dense_head, long_head])
+def tasks(model: jt.Model) -> jt.Model:
+    tasks: dict[str, Any] = {"species": ["x", "y"], "colour": 3}
+    return replace_head(model, tasks=tasks, hidden=[BatchNorm(), Dense(2)])
+
+
+def several(model: jt.Model) -> jt.Model:
+    """One surgery after the other, a head over maps at last."""
+    model = jt.truncate(jt.change_input_size(jt.adapt_stem(model, 3), (12, 10)), "layer2")
+    return replace_head(model, classes=["x", "y"])
+
+
+def positions(model: jt.Model) -> jt.Model:
+    return replace_head(jt.truncate(model, "layer1"), 2, pool=False)
+
+
+SURGERIES = [
+    lambda model: model,
+    dense_head,
+    long_head,
+    tasks,
+    several,
+    positions,
+    lambda model: jt.adapt_stem(model, 3, "least_squares", colours=np.ones((3, 1))),
+    lambda model: jt.truncate(model, "stem"),
+]
+
+
+@pytest.mark.parametrize("surgery", SURGERIES)
 def test_a_model_comes_back_as_it_was(first, surgery, tmp_path):
     model = surgery(first)
     folder = model.save(tmp_path / "a" / "b")
@@ -74,8 +103,29 @@ def test_a_model_comes_back_as_it_was(first, surgery, tmp_path):
     assert len(loaded.receipt.entries) == len(jax.tree.leaves(model))
     assert loaded.receipt.sha256 == json.loads((folder / "config.json").read_text())["sha256"]
     images = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
-    np.testing.assert_array_equal(jt.predict(loaded, images), jt.predict(model, images))
+    both = jt.predict(loaded, images), jt.predict(model, images)
+    jax.tree.map(np.testing.assert_array_equal, *both)
     assert same(jt.load(folder), model)
+
+
+def test_a_config_of_an_earlier_version_is_read(first, tmp_path):
+    path = first.save(tmp_path) / "config.json"
+    config = json.loads(path.read_text())
+    for key in ("in_channels", "input_size", "truncated_after", "task_heads"):
+        del config[key]
+    path.write_text(json.dumps(config))
+    assert same(load_model(tmp_path), first)
+
+
+def test_surgery_on_a_network_of_ones_own_is_done_again(tmp_path):
+    module = build("cifar_resnet8", **OPTIONS).apply.module
+    variables = {"params": filled(1).params, "batch_stats": filled(1).stats}
+    own = jt.Model.from_linen(module, variables, input_shape=(8, 8, 1), stages=module.stages)
+    own = dataclasses.replace(own, spec=dataclasses.replace(own.spec, stem="stem/conv"))
+    model = several(own)
+    model.save(tmp_path)
+    assert same(load_model(tmp_path, own), model)
+    assert same(load_model(tmp_path, model), model)
 
 
 def network(params, stats, inputs, *, train=False):
@@ -143,6 +193,11 @@ def test_the_weights_of_another_model_are_told(folder, second, tmp_path):
         load_model(folder)
 
 
+DENSE = {"layer": "Dense", "features": 1}
+ANT = {"task": "ant", "layers": [DENSE], "classes": None}
+BEE = {"task": "bee", "layers": [{"layer": "Dropout", "rate": 0.5}, DENSE], "classes": None}
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -157,6 +212,15 @@ def test_the_weights_of_another_model_are_told(folder, second, tmp_path):
         ({"head_layers": [3]}, ModelError, "found 3"),
         ({"preprocess": {"blur": 1}}, ModelError, "fields of Preprocess"),
         ({"labels": ["a"]}, ModelError, "expected 4 labels, found 1"),
+        ({"truncated_after": 3}, FormatError, "found truncated_after absent or of another kind"),
+        ({"truncated_after": "layer9"}, ModelError, "expected a stage before the head"),
+        ({"input_size": [8, 0]}, ModelError, "of at least 1"),
+        ({"in_channels": "3"}, FormatError, "found in_channels"),
+        ({"in_channels": 3}, MappingError, "~ params/stem/conv/kernel"),
+        ({"task_heads": {}}, FormatError, "found task_heads"),
+        ({"task_heads": [3]}, ModelError, "task, layers and classes of each, found 3"),
+        ({"task_heads": [ANT, {**BEE, "task": "a/b"}]}, ModelError, "a name without '/'"),
+        ({"task_heads": [ANT, BEE]}, FormatError, "the same layers before it for all tasks"),
     ],
 )
 def test_a_config_that_fits_nothing_is_an_error(folder, changes, error, message):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,8 @@ from flax import nnx
 
 import jaxtransfer as jt
 from jaxtransfer.errors import ModelError
-from jaxtransfer.surgery.head import ACTIVATIONS, head_from_json, head_to_json, init_head
+from jaxtransfer.models import build
+from tests.surgery.networks import note_of, varied
 
 CLASSES = ["ant", "bee", "cat"]
 
@@ -290,7 +292,7 @@ def test_a_new_head_trains(models, kind, plan):
     assert kept == (everything if plan == "probe" else set())
 
 
-# What is unusual about heads
+# Heads without a bias, and of other dtypes
 
 
 class NoBias(nn.Module):
@@ -328,17 +330,219 @@ def test_a_head_has_the_dtype_of_the_one_before(models):
 
 
 class ConvHead(nn.Module):
+    """A convolution as the head, whose maps are pooled or not."""
+
+    size: int = 1
+    pools: bool = True
+
     @nn.compact
     def __call__(self, x):
-        return nn.Conv(3, (1, 1), name="head")(x)
+        x = nn.Conv(3, (self.size, self.size), name="head")(nn.Dense(4, name="stem")(x))
+        return x.mean((1, 2)) if self.pools else x
 
 
-def test_rows_are_reused_from_dense_layers_only():
+def conv_head(**fields: Any) -> jt.Model:
+    module = ConvHead(**fields)
+    variables = module.init(jax.random.key(0), IMAGES)
+    return jt.Model.from_linen(module, variables, labels=CLASSES, input_shape=(4, 4, 2))
+
+
+def test_rows_of_a_1x1_convolution_are_reused_behind_a_pool():
+    old = conv_head()
+    new = jt.replace_head(old, classes=["bee", "elk", "ant"], key=1)
+    assert new.spec.head_layers == (jt.Pool(), jt.Dense(3))
+    assert note_of(new) == (
+        "replace_head: head is now Pool > Dense(features=3) (Pool since maps reach it); "
+        "2 of 3 rows reused from ConvHead by name: bee, ant"
+    )
+    head = head_of(new)["1"]
+    kernel = head_of(old)["kernel"][0, 0]
+    np.testing.assert_array_equal(head["kernel"][:, [0, 2]], kernel[:, [1, 0]])
+    np.testing.assert_array_equal(head["bias"][jnp.array([0, 2])], head_of(old)["bias"][:2][::-1])
+    features, _ = run(old, stop="head")
+    expected = dense(head_of(old) | {"kernel": kernel}, features.mean((1, 2)))
+    np.testing.assert_allclose(run(new)[0][:, [0, 2]], expected[:, [1, 0]], rtol=1e-4, atol=1e-6)
+    # And once more, from behind the pool.
+    again = jt.replace_head(new, classes=["elk", "bee"], hidden=[jt.Dropout(0.1)], key=2)
+    assert again.spec.head_layers == (jt.Pool(), jt.Dropout(0.1), jt.Dense(2))
+    np.testing.assert_array_equal(head_of(again)["2"]["kernel"], head["kernel"][:, [1, 0]])
+
+
+def test_rows_of_larger_convolutions_and_of_other_features_are_not_reused(models):
+    new = jt.replace_head(conv_head(size=3), classes=CLASSES)
+    assert new.receipt.notes[-1].endswith("all rows are new")
+    assert head_of(new)["1"]["kernel"].shape == (4, 3)
+    hidden = jt.replace_head(models["linen"], classes=CLASSES, hidden=[jt.LayerNorm()])
+    assert hidden.receipt.notes[-1].endswith("all rows are new")
+    normed = jt.replace_head(hidden, classes=CLASSES)
+    assert normed.receipt.notes[-1].endswith("all rows are new")
+
+
+def test_logits_of_positions_stay_logits_of_positions():
+    old = conv_head(pools=False)
+    new = jt.replace_head(old, classes=["bee", "elk"])
+    assert run(new)[0].shape == (6, 4, 4, 2)
+    np.testing.assert_allclose(run(new)[0][..., 0], run(old)[0][..., 1], rtol=1e-4, atol=1e-6)
+    assert new.spec.head_layers == (jt.Dense(2),)
+    assert run(jt.replace_head(new, 5))[0].shape == (6, 4, 4, 5)
+    assert run(jt.replace_head(new, 5, pool=True))[0].shape == (6, 5)
+    assert run(jt.replace_head(conv_head(), 5, pool=False))[0].shape == (6, 4, 4, 5)
+
+
+def test_hidden_says_where_the_pool_is():
+    new = jt.replace_head(conv_head(), 2, hidden=[jt.Dense(7), jt.Pool()])
+    assert new.spec.head_layers == (jt.Dense(7), jt.Pool(), jt.Dense(2))
+    assert run(new)[0].shape == (6, 2)
+    assert note_of(new).startswith(
+        "replace_head: head is now Dense(features=7) > Pool > Dense(features=2); all"
+    )
+
+
+def test_a_kernel_of_four_axes_tells_of_maps_where_nothing_else_does():
     module = ConvHead()
     old = jt.Model.from_linen(module, module.init(jax.random.key(0), IMAGES), labels=CLASSES)
-    new = jt.replace_head(old, classes=CLASSES)
-    assert new.receipt.notes[-1].endswith("all rows are new")
-    assert head_of(new)["kernel"].shape == (2, 3)
+    assert old.spec.input_size is None
+    assert run(jt.replace_head(old, 5))[0].shape == (6, 5)
+
+
+# Networks without a head
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_network_without_a_head_gets_one(dtype):
+    old = varied(build("cifar_resnet8", width=2, input_size=16, num_classes=0))
+    old = jax.tree.map(lambda leaf: leaf.astype(dtype), old)
+    before = jt.tree.flatten({"params": old.params, "stats": old.stats})
+    new = jt.replace_head(old, classes=["x", "y"], key=1)
+    assert head_of(new)["kernel"].shape == (8, 2)
+    after = jt.tree.flatten({"params": new.params, "stats": new.stats})
+    assert all(after[name] is leaf for name, leaf in before.items())
+    assert after.keys() - before.keys() == {"params/head/kernel", "params/head/bias"}
+    assert (old.num_classes, new.num_classes, new.labels) == (None, 2, ("x", "y"))
+
+    @jax.jit
+    def forward(params, stats, images):
+        features, _ = new.apply(params, stats, images, train=False, stop="head")
+        return features, new.apply(params, stats, images, train=False)[0]
+
+    features, logits = forward(new.params, new.stats, jnp.ones((2, 16, 16, 3), dtype))
+    assert logits.dtype == head_of(new)["kernel"].dtype == dtype
+    expected = dense(jax.tree.map(np.float32, head_of(new)), np.asarray(features, np.float32))
+    scale = float(np.abs(expected).max())
+    np.testing.assert_allclose(np.asarray(logits, np.float32) / scale, expected / scale, atol=0.02)
+
+
+def test_an_output_for_the_background_belongs_to_the_old_head(models):
+    old = models["linen"]
+    # Three outputs: the first one is for the background, which the labels leave out.
+    old = replace(old, labels=("bee", "cat"), preprocess=replace(old.preprocess, label_offset=1))
+    new = jt.replace_head(old, classes=["cat", "elk", "bee"], key=1)
+    assert new.preprocess.label_offset == 0
+    for name in ("kernel", "bias"):
+        np.testing.assert_array_equal(head_of(new)[name][..., 0], head_of(old)[name][..., 2])
+        np.testing.assert_array_equal(head_of(new)[name][..., 2], head_of(old)[name][..., 1])
+
+
+# Several tasks
+
+TASKS: dict[str, Any] = {"species": ["elk", "bee"], "colour": 3}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_for_each_task(models, kind):
+    old = models[kind]
+    new = jt.replace_head(old, tasks=TASKS, key=1)
+    assert set(head_of(new)) == {"species", "colour"}
+    assert all(leaf is outside(old)[name] for name, leaf in outside(new).items())
+    assert outside(new).keys() == outside(old).keys()
+    logits, stats = run(new)
+    features, _ = run(old, stop="classifier/dense")
+    for task, count in (("species", 2), ("colour", 3)):
+        assert logits[task].shape == (6, count)
+        expected = dense(head_of(new)[task], features)
+        np.testing.assert_allclose(logits[task], expected, rtol=1e-5, atol=1e-6)
+    assert jt.diff(new.stats, stats).is_empty
+    for name in ("kernel", "bias"):
+        np.testing.assert_array_equal(
+            head_of(new)["species"][name][..., 1], head_of(old)[name][..., 1]
+        )
+    assert new.spec.task_heads == (
+        jt.TaskHead("species", (jt.Dense(2),), ("elk", "bee")),
+        jt.TaskHead("colour", (jt.Dense(3),)),
+    )
+    assert (new.labels, new.num_classes, new.spec.head_layers) == (None, None, ())
+    assert note_of(new) == (
+        "replace_head: classifier/dense is now species: Dense(features=2), colour: "
+        f"Dense(features=3); species: 1 of 2 rows reused from {old.spec.name} by name: bee; "
+        "colour: all rows are new"
+    )
+
+
+def test_tasks_have_layers_and_random_numbers_of_their_own(models):
+    hidden = [jt.Dropout(0.5), jt.BatchNorm()]
+    new = jt.replace_head(models["linen"], tasks={"a": 3, "b": 3}, hidden=hidden)
+    assert set(head_of(new)["a"]) == {"1", "2"}
+    assert not np.array_equal(head_of(new)["a"]["2"]["kernel"], head_of(new)["b"]["2"]["kernel"])
+    same = jt.tree.with_subtree(new.params, "classifier/dense/b", head_of(new)["a"])
+    logits, stats = new.apply(same, new.stats, IMAGES, train=True, rngs=RNGS)
+    assert not np.allclose(logits["a"], logits["b"])  # each drops features of its own
+    assert jt.diff(new.stats, stats).unchanged == ()
+    one = frozenset({"classifier/dense/b", "bn"})
+    _, stats = run(new, train=True, frozen_modules=one)
+    changed = jt.diff(new.stats, stats).changed
+    assert {name.rsplit("/", 1)[0] for name in changed} == {"classifier/dense/a/1"}
+
+
+def test_tasks_come_and_go_with_the_rows_that_they_know(models):
+    old = jt.replace_head(models["linen"], tasks=TASKS, key=1)
+    more = jt.replace_head(old, tasks={"place": ["elk"], "species": ["bee", "ox", "elk"]}, key=2)
+    kept = head_of(more)["species"]["kernel"][:, [0, 2]]
+    np.testing.assert_array_equal(kept, head_of(old)["species"]["kernel"][:, [1, 0]])
+    assert note_of(more).endswith(
+        "place: all rows are new; species: 2 of 3 rows reused from LinenNet by name: bee, elk"
+    )
+    one = jt.replace_head(more, classes=["bee", "ant"], key=3)
+    assert note_of(one).endswith("all rows are new")
+    direct = jt.replace_head(models["linen"], classes=["bee", "ant"], key=3, reuse=False)
+    assert jt.diff(one.params, direct.params).is_empty
+    assert (one.spec, one.apply) == (direct.spec, direct.apply)
+
+
+def test_tasks_are_predicted_and_saved(tmp_path):
+    old = varied(build("cifar_resnet8", width=2, input_size=8))
+    model = jt.replace_head(old, tasks=TASKS, hidden=[jt.LayerNorm()])
+    images = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
+    logits = jt.predict(model, images, batch_size=3)
+    assert {task: value.shape for task, value in logits.items()} == {
+        "species": (4, 2),
+        "colour": (4, 3),
+    }
+    assert jt.predict(model, images[:0])["colour"].shape == (0, 3)
+
+    model.save(tmp_path)
+    loaded = jt.load(tmp_path)
+    assert jt.diff(loaded.params, model.params).is_empty
+    assert (loaded.spec, loaded.apply, loaded.labels) == (model.spec, model.apply, None)
+    np.testing.assert_array_equal(jt.predict(loaded, images)["species"], logits["species"])
+
+    with pytest.raises(ModelError, match="one head to give labels, found heads for the tasks"):
+        model.with_labels(["a", "b"])
+
+
+def test_the_maps_of_tasks_are_pooled():
+    new = jt.replace_head(conv_head(), tasks={"a": ["bee"], "b": 2})
+    assert {task: value.shape for task, value in run(new)[0].items()} == {"a": (6, 1), "b": (6, 2)}
+    assert "a: Pool > Dense(features=1), b: Pool > Dense(features=2) (Pool since maps" in note_of(
+        new
+    )
+    again = jt.replace_head(new, tasks={"a": ["elk", "bee"]})
+    assert again.spec.task_heads[0].layers == (jt.Pool(), jt.Dense(2))
+    np.testing.assert_array_equal(
+        head_of(again)["a"]["1"]["kernel"][:, 1], head_of(new)["a"]["1"]["kernel"][:, 0]
+    )
+
+
+# Heads of several layers of their own
 
 
 class TwoLayers(nn.Module):
@@ -369,8 +573,13 @@ def test_a_head_of_several_layers_of_its_own_needs_the_shape_of_the_input():
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("linen", {}, "one of num_classes and classes, found both or none"),
-        ("linen", {"num_classes": 2, "classes": ["a"]}, "found both or none"),
+        ("linen", {}, "one of num_classes, classes and tasks, found 0 of them"),
+        ("linen", {"num_classes": 2, "classes": ["a"]}, "found 2 of them"),
+        ("linen", {"num_classes": 2, "tasks": {"a": 2}}, "found 2 of them"),
+        ("linen", {"tasks": {}}, "found no task"),
+        ("linen", {"tasks": {"a/b": 2, "": 1, "c": 3}}, r"without '/', found \['a/b', ''\]"),
+        ("linen", {"tasks": {"a": 0}}, "task 'a': expected num_classes of at least 1, found 0"),
+        ("linen", {"tasks": {"a": ["x", "x"]}}, r"task 'a': .* each once, found \['x'\]"),
         ("linen", {"num_classes": 0}, "at least 1, found 0"),
         ("linen", {"num_classes": True}, "at least 1, found True"),
         ("linen", {"num_classes": 2.0}, r"at least 1, found 2\.0"),
@@ -380,6 +589,8 @@ def test_a_head_of_several_layers_of_its_own_needs_the_shape_of_the_input():
         ("linen", {"num_classes": 2, "hidden": [64]}, r"found \[64\]; write Dense\(64\)"),
         ("linen", {"num_classes": 2, "hidden": [nn.relu]}, "expected hidden layers among Dense"),
         ("plain", {"num_classes": 2, "hidden": [jt.LayerNorm()]}, "cannot stop at"),
+        ("plain", {"num_classes": 2, "pool": True}, "cannot stop at"),
+        ("plain", {"tasks": {"a": 2}}, "cannot stop at"),
     ],
 )
 def test_arguments_that_make_no_head_are_errors(models, kind, options, message):
@@ -392,7 +603,7 @@ def test_a_function_with_another_head_cannot_be_changed():
         return inputs @ params["head"]["w"]
 
     model = jt.Model.from_function(forward, {"head": {"w": jnp.ones((2, 3))}})
-    with pytest.raises(ModelError, match="found w there, and 1 new layers"):
+    with pytest.raises(ModelError, match="found w there, and one new layer"):
         jt.replace_head(model, 4)
 
 
@@ -400,44 +611,3 @@ def test_parameters_that_are_no_dicts_are_an_error():
     model = jt.Model.from_function(lambda params, inputs: inputs, [jnp.ones((2, 3))])
     with pytest.raises(ModelError, match="expected parameters in nested dicts, found list"):
         jt.replace_head(model, 4)
-
-
-@pytest.mark.parametrize(
-    ("kind", "argument", "message"),
-    [
-        (jt.Dense, 0, "features of at least 1, found 0"),
-        (jt.Dense, 2.5, "found 2.5"),
-        (jt.Dropout, 1.0, "rate from 0, below 1, found 1.0"),
-        (jt.Dropout, -0.1, "found -0.1"),
-        (jt.Dropout, "0.5", "found '0.5'"),
-        (jt.Activation, "swish", "one of relu, gelu, silu, tanh, found 'swish'"),
-    ],
-)
-def test_layers_that_cannot_be_are_errors(kind, argument, message):
-    with pytest.raises(ModelError, match=message):
-        kind(argument)
-
-
-# Layers as data
-
-
-def test_layers_go_through_json():
-    layers = (*LAYERS, jt.Dense(2))
-    assert head_from_json(head_to_json(layers)) == layers
-
-
-def test_layers_start_as_they_are_documented():
-    params, stats = init_head(jax.random.key(0), [jt.BatchNorm(), jt.Dense(500)], 400)
-    kernel = params["1"]["kernel"]
-    assert abs(float(kernel.std()) - 400**-0.5) < 1e-3  # LeCun: variance 1 / inputs
-    assert float(jnp.abs(params["1"]["bias"]).max()) == 0
-    np.testing.assert_array_equal(params["0"]["scale"], np.ones(400))
-    np.testing.assert_array_equal(stats["0"]["var"], np.ones(400))
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("relu", 1.5), ("gelu", 1.3997892), ("silu", 1.2263618), ("tanh", 0.9051483)],
-)
-def test_activations_are_the_functions_of_their_names(name, expected):
-    np.testing.assert_allclose(ACTIVATIONS[name](jnp.float32(1.5)), expected, rtol=1e-6)
