@@ -41,7 +41,7 @@ from jaxtransfer.models.imagenet import BACKGROUND
 from jaxtransfer.models.model import RECEIPT_FILE, WEIGHTS_FILE
 from jaxtransfer.models.timm_config import read_timm_config
 from jaxtransfer.partition import Plan, resolve_plans
-from jaxtransfer.surgery import has_head, replace_head
+from jaxtransfer.surgery import adapt_stem, change_input_size, has_head, replace_head
 from jaxtransfer.train import Checkpoints, Settings, cross_entropy, train
 from jaxtransfer.train.loop import OnStep, run_identity
 from jaxtransfer.train.losses import Loss
@@ -257,12 +257,8 @@ def _adapted(
     """The model with surgery where it is not as asked for."""
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     if in_channels not in (None, model.spec.in_channels):
-        from jaxtransfer.surgery import adapt_stem
-
         model = adapt_stem(model, in_channels)
     if size is not None and tuple(size) != model.spec.input_size:
-        from jaxtransfer.surgery import change_input_size
-
         model = change_input_size(model, size)
     if num_classes not in (None, model.num_classes):
         model = replace_head(model, num_classes, key=key)

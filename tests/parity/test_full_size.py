@@ -1,11 +1,7 @@
 """Networks at their real sizes against those of other libraries, by their outputs.
 
-The libraries stand in an environment of their own, whose interpreter `JAXTRANSFER_PEERS` names (with
-what PyTorch's companions need on PYTHONPATH). The table of docs/models.md is what
-
-    python -m pytest -n0 -m peers tests/parity -rP
-
-prints.
+The libraries stand in an environment of their own, whose interpreter `JAXTRANSFER_PEERS` names. The
+table of docs/models.md is what `python -m pytest -n0 -m peers tests/parity -rP` prints.
 """
 
 from __future__ import annotations
