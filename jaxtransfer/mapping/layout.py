@@ -69,6 +69,7 @@ LAYOUTS: Mapping[str, Kind] = {
         reversed=("h", "w"),
     ),
     "pointwise": Kind("o i 1 1 -> i o", "a 1x1 convolution that is a linear layer in the target"),
+    "pointwise_keras": Kind("1 1 i o -> i o", "the same for Keras and TensorFlow, which keep HWIO"),
     "dense_to_conv": Kind(
         "o i -> 1 1 i o", "a linear layer that is a 1x1 convolution in the target"
     ),
