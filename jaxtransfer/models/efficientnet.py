@@ -7,8 +7,8 @@ Two families:
     weighs the channels, a 1x1 convolution narrows, and the input is added. B1 to B7 multiply width,
     depth and image size together (section 3.3, "compound scaling"); channels are then rounded to
     multiples of 8, numbers of blocks upwards.
-*   EfficientNetV2-S, -M and -L (Tan & Le 2021, arXiv 2104.00298, table 4). The first three stages
-    have Fused-MBConv, where one 3x3 convolution both widens and looks around, without
+*   EfficientNetV2-S, -M and -L (Tan & Le 2021, arXiv 2104.00298; table 4 is S). The first three
+    stages have Fused-MBConv, where one 3x3 convolution both widens and looks around, without
     squeeze-and-excitation. The networks are given as they are, without multipliers.
 
 All end in a 1x1 convolution, the stage `top`, a global mean, the parameter-free stage `pool`, and a
@@ -35,6 +35,13 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
+from jaxtransfer.models.efficientnet_weights import (
+    TORCHVISION_IMAGES,
+    prepared,
+    timm_name,
+    v1_weights,
+    v2_weights,
+)
 from jaxtransfer.models.family import Family
 from jaxtransfer.models.layers import BatchNorm, StochasticDepth, classify, conv, global_mean
 from jaxtransfer.models.naming import (
@@ -43,7 +50,7 @@ from jaxtransfer.models.naming import (
     torch_batch_norm,
     torch_layer,
 )
-from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
+from jaxtransfer.models.spec import ModelSpec, Source
 from jaxtransfer.models.stages import check_sizes, stages_between
 
 V1_PAPER = "https://arxiv.org/abs/1905.11946"
@@ -458,8 +465,8 @@ class Variant:
     convention: Convention = Convention(None, epsilon=1e-3, momentum=0.9)
 
 
-# Table 1 of arXiv 1905.11946: expansion, kernel, stride, channels, blocks. The paper writes a
-# stage's stride in the row before it.
+# Table 1 of arXiv 1905.11946: expansion, kernel, stride, channels, blocks. In the place of strides
+# the paper has the sizes of what enters a stage.
 B0_ROWS = (
     Row(False, 1, 3, 1, 16, 1),
     Row(False, 6, 3, 2, 24, 2),
@@ -642,24 +649,7 @@ def _check_rates(name: str, **rates: float) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# Sources and published weights
-
-
-def _images(
-    size: int, resized: int | None = None, *, centred: bool = False, interpolation: str = "bicubic"
-) -> Preprocess:
-    """Images resized to cover `resized`, of which the centre of `size` is kept.
-
-    They are normalised by ImageNet's means and deviations, or `centred`: brought to [-1, 1].
-    """
-    return Preprocess(
-        size=(size, size),
-        channels=3,
-        mean=(0.5, 0.5, 0.5) if centred else (0.485, 0.456, 0.406),
-        std=(0.5, 0.5, 0.5) if centred else (0.229, 0.224, 0.225),
-        interpolation=interpolation,
-        crop_fraction=size / (resized or size),
-    )
+# Sources: whose weights there are, and what they expect
 
 
 def _options(convention: Convention) -> dict[str, Any]:
@@ -675,33 +665,17 @@ _TIMM = _options(Convention(None, epsilon=1e-5, momentum=0.9))
 _TIMM_TF = _options(Convention("SAME", epsilon=1e-3, momentum=0.9))
 _TENSORFLOW = _options(Convention("SAME", epsilon=1e-3, momentum=0.99))
 
-# How torchvision evaluates the weights that it has by default:
-# https://docs.pytorch.org/vision/stable/models/efficientnet.html
-_TORCHVISION_IMAGES = {
-    "efficientnet_b0": _images(224, 256),
-    "efficientnet_b1": _images(240, 255, interpolation="bilinear"),
-    "efficientnet_b2": _images(288),
-    "efficientnet_b3": _images(300, 320),
-    "efficientnet_b4": _images(380, 384),
-    "efficientnet_b5": _images(456),
-    "efficientnet_b6": _images(528),
-    "efficientnet_b7": _images(600),
-    "efficientnet_v2_s": _images(384, interpolation="bilinear"),
-    "efficientnet_v2_m": _images(480, interpolation="bilinear"),
-    "efficientnet_v2_l": _images(480, centred=True),
-}
-
 
 def _v1_sources(name: str, rows: tuple[Row, ...]) -> tuple[Source, ...]:
     variant = V1_VARIANTS[name]
     size = variant.image_size
     # The authors resize to 32 pixels more and crop.
-    images = _images(size, size + 32)
+    images = prepared(size, size + 32)
     return (
         Source(
             "torchvision",
             _torchvision_rules(rows),
-            _TORCHVISION_IMAGES[name],
+            TORCHVISION_IMAGES[name],
             _options(variant.convention),
         ),
         Source("timm", _timm_rules(rows), images, _TIMM),
@@ -712,24 +686,29 @@ def _v1_sources(name: str, rows: tuple[Row, ...]) -> tuple[Source, ...]:
         # divides by the roots again: https://github.com/tensorflow/tensorflow/issues/49930.
         # Together this is the division by the deviations that all others do.
         Source("keras", _keras_rules(rows), images, _TENSORFLOW, (_KERAS_NORMALIZATION,)),
-        # The weights of Keras. The image processor divides twice by the roots of the deviations.
-        Source("transformers", _transformers_rules(rows), _images(size), _TENSORFLOW),
+        # The weights of Keras; the image processor too divides twice by the roots.
+        Source(
+            "transformers",
+            _transformers_rules(rows),
+            prepared(size, interpolation="nearest"),
+            _TENSORFLOW,
+        ),
     )
 
 
 def _v2_sources(name: str, rows: tuple[Row, ...]) -> tuple[Source, ...]:
     variant = V2_VARIANTS[name]
     size = variant.image_size
-    images = _images(size, centred=True)
+    images = prepared(size, centred=True)
     middle = 128 / 255
     return (
         Source(
             "torchvision",
             _torchvision_rules(rows),
-            _TORCHVISION_IMAGES[name],
+            TORCHVISION_IMAGES[name],
             _options(variant.convention),
         ),
-        Source("timm", _timm_rules(rows), _images(size), _TIMM),
+        Source("timm", _timm_rules(rows), prepared(size), _TIMM),
         Source("timm_tf", _timm_rules(rows), images, _TIMM_TF),
         # The network of Keras has x / 128 - 1 inside.
         Source(
@@ -741,150 +720,10 @@ def _v2_sources(name: str, rows: tuple[Row, ...]) -> tuple[Source, ...]:
     )
 
 
-# Accuracies as https://docs.pytorch.org/vision/stable/models.html has them; the name of a file ends
-# in the first digits of its SHA-256.
-_TORCHVISION_WEIGHTS: Mapping[str, tuple[tuple[str, float, Preprocess | None], ...]] = {
-    "efficientnet_b0": (("efficientnet_b0_rwightman-7f5810bc", 77.692, None),),
-    "efficientnet_b1": (
-        ("efficientnet_b1-c27df63c", 79.838, None),
-        ("efficientnet_b1_rwightman-bac287d4", 78.642, _images(240, 256)),
-    ),
-    "efficientnet_b2": (("efficientnet_b2_rwightman-c35c1473", 80.608, None),),
-    "efficientnet_b3": (("efficientnet_b3_rwightman-b3899882", 82.008, None),),
-    "efficientnet_b4": (("efficientnet_b4_rwightman-23ab8bcd", 83.384, None),),
-    "efficientnet_b5": (("efficientnet_b5_lukemelas-1a07897c", 83.444, None),),
-    "efficientnet_b6": (("efficientnet_b6_lukemelas-24a108a5", 84.008, None),),
-    "efficientnet_b7": (("efficientnet_b7_lukemelas-c5b4e57e", 84.122, None),),
-    "efficientnet_v2_s": (("efficientnet_v2_s-dd5fe13b", 84.228, None),),
-    "efficientnet_v2_m": (("efficientnet_v2_m-dc08266a", 85.112, None),),
-    "efficientnet_v2_l": (("efficientnet_v2_l-59c71312", 85.808, None),),
-}
-
-# timm's own, at the size that it evaluates them at. Accuracies of timm's are those of
-# https://github.com/huggingface/pytorch-image-models/blob/main/results/results-imagenet.csv
-_TIMM_WEIGHTS: Mapping[str, tuple[tuple[str, float, Preprocess | None], ...]] = {
-    "efficientnet_b0": (
-        ("ra_in1k", 77.694, None),
-        ("ra4_e3600_r224_in1k", 79.364, _images(256, centred=True)),
-    ),
-    "efficientnet_b1": (
-        ("ft_in1k", 78.800, _images(256)),
-        ("ra4_e3600_r240_in1k", 81.440, _images(288, centred=True)),
-    ),
-    "efficientnet_b2": (("ra_in1k", 80.610, _images(288)),),
-    "efficientnet_b3": (("ra2_in1k", 82.242, _images(320)),),
-    "efficientnet_b4": (("ra2_in1k", 83.414, _images(384)),),
-    "efficientnet_b5": (("sw_in12k_ft_in1k", 85.892, _images(448)),),
-}
-
-# The authors' weights, which timm has under the names of its networks `tf_efficientnet_…`; `None`
-# where it has none.
-_V1_TRAININGS = ("in1k", "aa_in1k", "ra_in1k", "ap_in1k", "ns_jft_in1k")
-_V1_TIMM_TF_TOP1 = {
-    "efficientnet_b0": (76.532, 76.834, None, 77.090, 78.670),
-    "efficientnet_b1": (78.560, 78.830, None, 79.280, 81.394),
-    "efficientnet_b2": (79.604, 80.084, None, 80.308, 82.378),
-    "efficientnet_b3": (80.878, 81.644, None, 81.826, 84.056),
-    "efficientnet_b4": (82.608, 83.018, None, 83.250, 85.162),
-    "efficientnet_b5": (83.176, 83.688, 83.810, 84.258, 86.088),
-    "efficientnet_b6": (None, 84.116, None, 84.786, 86.456),
-    "efficientnet_b7": (None, 84.414, 84.932, 85.122, 86.840),
-}
-_V2_TRAININGS = ("in1k", "in21k_ft_in1k")
-_V2_TIMM_TF_TOP1 = {
-    "efficientnet_v2_s": (83.900, 84.288),
-    "efficientnet_v2_m": (85.204, 86.000),
-    "efficientnet_v2_l": (85.664, 86.802),
-}
-
-# https://keras.io/api/applications
-_KERAS_TOP1 = {
-    "efficientnet_b0": 77.1,
-    "efficientnet_b1": 79.1,
-    "efficientnet_b2": 80.1,
-    "efficientnet_b3": 81.6,
-    "efficientnet_b4": 82.9,
-    "efficientnet_b5": 83.6,
-    "efficientnet_b6": 84.0,
-    "efficientnet_b7": 84.3,
-    "efficientnet_v2_s": 83.9,
-    "efficientnet_v2_m": 85.3,
-    "efficientnet_v2_l": 85.7,
-}
-
-# What weights have seen, by the last parts of timm's names, the longer first.
-_TIMM_DATA = {
-    "ns_jft_in1k": "ImageNet-1k, and JFT-300M without its labels",
-    "in21k_ft_in1k": "ImageNet-21k, then ImageNet-1k",
-    "in12k_ft_in1k": "ImageNet-12k, then ImageNet-1k",
-    "in21k": "ImageNet-21k",
-    "in1k": "ImageNet-1k",
-}
-
-
-def _v1_weights(name: str) -> tuple[Weights, ...]:
-    size = V1_VARIANTS[name].image_size
-    # Adversarial training was done with images in [-1, 1].
-    adversarial = {"ap_in1k": _images(size, size + 32, centred=True)}
-    keras = f"https://storage.googleapis.com/keras-applications/{name.replace('_', '')}.h5"
-    return (
-        *_torch_weights(name),
-        *(
-            _timm_weights(f"tf_{name}.{tag}", "timm_tf", top1, adversarial.get(tag))
-            for tag, top1 in zip(_V1_TRAININGS, _V1_TIMM_TF_TOP1[name], strict=True)
-            if top1 is not None
-        ),
-        Weights(keras, "keras", top1=_KERAS_TOP1[name]),
-        Weights(f"hf://google/{name.replace('_', '-')}", "transformers", licence="Apache-2.0"),
-    )
-
-
-def _v2_weights(name: str) -> tuple[Weights, ...]:
-    tf_name = f"tf_{_timm_name(name)}"
-    folder = "https://storage.googleapis.com/tensorflow/keras-applications/efficientnet_v2"
-    keras = f"{folder}/{_timm_name(name).replace('_', '-')}.h5"
-    return (
-        *_torch_weights(name),
-        *(
-            _timm_weights(f"{tf_name}.{tag}", "timm_tf", top1)
-            for tag, top1 in zip(_V2_TRAININGS, _V2_TIMM_TF_TOP1[name], strict=True)
-        ),
-        _timm_weights(f"{tf_name}.in21k", "timm_tf", None),
-        Weights(keras, "keras", top1=_KERAS_TOP1[name]),
-    )
-
-
-def _torch_weights(name: str) -> tuple[Weights, ...]:
-    return (
-        *(_torchvision_weights(*row) for row in _TORCHVISION_WEIGHTS[name]),
-        *(
-            _timm_weights(f"{name}.{tag}", "timm", top1, preprocess)
-            for tag, top1, preprocess in _TIMM_WEIGHTS.get(name, ())
-        ),
-    )
-
-
-def _torchvision_weights(file: str, top1: float, preprocess: Preprocess | None) -> Weights:
-    digest = file.rpartition("-")[2]
-    reference = f"https://download.pytorch.org/models/{file}.pth#sha256={digest}"
-    return Weights(reference, "torchvision", top1=top1, preprocess=preprocess)
-
-
-def _timm_weights(
-    name: str, source: str, top1: float | None, preprocess: Preprocess | None = None
-) -> Weights:
-    data = next(data for ending, data in _TIMM_DATA.items() if name.endswith(ending))
-    return Weights(f"hf://timm/{name}", source, "Apache-2.0", top1, data, preprocess)
-
-
-def _timm_name(name: str) -> str:
-    return name.replace("net_v2", "netv2")
-
-
 def _aliases(variants: Mapping[str, Variant]) -> Mapping[str, tuple[str, Mapping[str, Any]]]:
     """What timm calls its own networks, where otherwise, and those of TensorFlow's weights."""
-    own = {_timm_name(name): (name, _TIMM) for name in variants if _timm_name(name) != name}
-    return own | {f"tf_{_timm_name(name)}": (name, _TIMM_TF) for name in variants}
+    own = {timm_name(name): (name, _TIMM) for name in variants if timm_name(name) != name}
+    return own | {f"tf_{timm_name(name)}": (name, _TIMM_TF) for name in variants}
 
 
 # Parameters: https://docs.pytorch.org/vision/stable/models.html, "Params" of each model's page.
@@ -903,7 +742,7 @@ EFFICIENTNETS = Family(
         "efficientnet_b7": 66_347_960,
     },
     aliases=_aliases(V1_VARIANTS),
-    weights={name: _v1_weights(name) for name in V1_VARIANTS},
+    weights={name: v1_weights(name, row.image_size) for name, row in V1_VARIANTS.items()},
 )
 
 EFFICIENTNETS_V2 = Family(
@@ -915,7 +754,7 @@ EFFICIENTNETS_V2 = Family(
         "efficientnet_v2_l": 118_515_272,
     },
     aliases=_aliases(V2_VARIANTS),
-    weights={name: _v2_weights(name) for name in V2_VARIANTS},
+    weights={name: v2_weights(name) for name in V2_VARIANTS},
 )
 
 FAMILIES = (EFFICIENTNETS, EFFICIENTNETS_V2)
