@@ -67,8 +67,9 @@ def load_weights(
         model: the network, from `init`, `build` or `Model.from_…`; its weights are not used.
         path: a file or folder of any format that `read_weights` knows.
         source: which rules of the network's spec translate the names, such as `torchvision`; by
-            default those that match the most of the file's names, or the leaves' own names. What
-            stands before all names of the file, such as `module.`, is found.
+            default those that match the most of the file's names, or the leaves' own names; among
+            equals, those of the source whose options the network has. What stands before all names
+            of the file, such as `module.`, is found.
         part: a group of the file, such as `ema`; see `read_weights`.
         architecture: the file that describes the network, for Darknet and Caffe.
         ignore: names in the file that are to be left out, beside those that the source says.
@@ -222,4 +223,12 @@ def _choose(
         return match_sources(names, [spec.source(source)])[0]
     own = _match(names, None, tuple(Rule(name, name) for name in leaves))
     found = [*match_sources(names, spec.sources), own]
-    return max(found, key=lambda match: match.count)
+    return max(found, key=lambda match: (match.count, _agrees(match.source, spec)))
+
+
+def _agrees(source: Source | None, spec: ModelSpec) -> bool:
+    """Whether a network was built with a source's options: what tells sources of one naming."""
+    if source is None:
+        return False
+    options = dict(spec.options)
+    return all(options.get(name) == value for name, value in source.options.items())
