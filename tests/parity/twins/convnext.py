@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 from make_twins import Twin, image_of, torch_twin
 
 # Sides that neither 4 nor 2 divide at every stage: stages of 16x18, 8x9, 4x4 and 2x2.
@@ -12,7 +13,7 @@ OPTIONS = {"width": 4, "blocks": [1, 2, 1, 1], "drop_path": 0.0, "num_classes": 
 BLOCKS, WIDTHS = OPTIONS["blocks"], [4, 8, 16, 32]
 
 
-def _twin(architecture, source, network, stem, stages, norm, head, **more) -> Twin:
+def _twin(architecture, source, network, stem, stages, norm, head) -> Twin:
     return torch_twin(
         architecture,
         source,
@@ -26,7 +27,6 @@ def _twin(architecture, source, network, stem, stages, norm, head, **more) -> Tw
             "head": head,
         },
         options=OPTIONS,
-        **more,
     )
 
 
@@ -53,14 +53,14 @@ def _timm(name: str):
     return timm.create_model(name, depths=BLOCKS, dims=WIDTHS, num_classes=5)
 
 
-def _of_timm(architecture, source, **more) -> Twin:
+def _of_timm(architecture, source) -> Twin:
     network = _timm(architecture)
 
     def norm(x):
         return network.head.norm(x[:, :, None, None])[:, :, 0, 0]
 
     stages = list(network.stages)
-    return _twin(architecture, source, network, network.stem, stages, norm, network.head.fc, **more)
+    return _twin(architecture, source, network, network.stem, stages, norm, network.head.fc)
 
 
 def timm_v1() -> Twin:
@@ -78,7 +78,7 @@ def timm_v2_dense() -> Twin:
     return _of_timm("convnextv2_tiny", "timm")
 
 
-def _facebook_name(name: str) -> str:
+def facebook_name(name: str) -> str:
     """The authors' name for a tensor of timm's network, the inverse of timm's own translation."""
     parts = name.split(".")
     if parts[0] == "stem":
@@ -99,19 +99,27 @@ def _facebook_name(name: str) -> str:
     return f"stages.{parts[1]}.{parts[3]}.{within}"
 
 
+def facebook_state(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of timm's network with the names and shapes of the authors' files."""
+    return {
+        facebook_name(name): array.reshape(1, 1, 1, -1) if ".grn." in name else array
+        for name, array in state.items()
+    }
+
+
+def _facebook(architecture: str) -> Twin:
+    twin = _of_timm(architecture, "facebook")
+    return replace(twin, state=facebook_state(twin.state))
+
+
 def facebook_v1() -> Twin:
     """The names of the authors' files, from timm's network."""
-    return _of_timm("convnext_tiny", "facebook", rename=_facebook_name)
+    return _facebook("convnext_tiny")
 
 
 def facebook_v2() -> Twin:
     """The names and the shape (1, 1, 1, channels) of the authors' files, from timm's network."""
-    twin = _of_timm("convnextv2_tiny", "facebook", rename=_facebook_name)
-    state = {
-        name: array.reshape(1, 1, 1, -1) if ".grn." in name else array
-        for name, array in twin.state.items()
-    }
-    return replace(twin, state=state)
+    return _facebook("convnextv2_tiny")
 
 
 def _transformers(architecture: str, kind: str) -> Twin:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import numpy as np
 from make_twins import Twin, image_of, torch_twin
 
 IMAGE = image_of(32, 48)
@@ -30,32 +31,46 @@ def timm() -> Twin:
     return _of_timm("timm")
 
 
-def vit_jax() -> Twin:
-    """The names and layouts of the authors' files, and their GELU by tanh, from timm's network."""
+def tanh_gelu():
+    """The activation of the authors' code."""
     import functools
 
     from torch import nn
 
-    twin = _of_timm("vit_jax", act_layer=functools.partial(nn.GELU, approximate="tanh"))
-    layers = (
-        ("stem.proj", "stem"),
-        ("norm", "pre_head_layer_norm"),
-        ("head", "head"),
-        (r"blocks.(\d+).norm1", r"MixerBlock_\1/LayerNorm_0"),
-        (r"blocks.(\d+).norm2", r"MixerBlock_\1/LayerNorm_1"),
-        (r"blocks.(\d+).mlp_tokens.fc1", r"MixerBlock_\1/token_mixing/Dense_0"),
-        (r"blocks.(\d+).mlp_tokens.fc2", r"MixerBlock_\1/token_mixing/Dense_1"),
-        (r"blocks.(\d+).mlp_channels.fc1", r"MixerBlock_\1/channel_mixing/Dense_0"),
-        (r"blocks.(\d+).mlp_channels.fc2", r"MixerBlock_\1/channel_mixing/Dense_1"),
-    )
-    state = {}
-    for name, array in twin.state.items():
+    return functools.partial(nn.GELU, approximate="tanh")
+
+
+# What the layers of timm's network are called in the authors' files.
+VIT_JAX = (
+    (r"stem\.proj", "stem"),
+    ("norm", "pre_head_layer_norm"),
+    ("head", "head"),
+    (r"blocks\.(\d+)\.norm1", r"MixerBlock_\1/LayerNorm_0"),
+    (r"blocks\.(\d+)\.norm2", r"MixerBlock_\1/LayerNorm_1"),
+    (r"blocks\.(\d+)\.mlp_tokens\.fc1", r"MixerBlock_\1/token_mixing/Dense_0"),
+    (r"blocks\.(\d+)\.mlp_tokens\.fc2", r"MixerBlock_\1/token_mixing/Dense_1"),
+    (r"blocks\.(\d+)\.mlp_channels\.fc1", r"MixerBlock_\1/channel_mixing/Dense_0"),
+    (r"blocks\.(\d+)\.mlp_channels\.fc2", r"MixerBlock_\1/channel_mixing/Dense_1"),
+)
+
+
+def vit_jax_state(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of timm's network in the names and layouts of the authors' files."""
+    found = {}
+    for name, array in state.items():
         layer, leaf = name.rsplit(".", 1)
-        found = [re.sub(old, new, layer) for old, new in layers if re.fullmatch(old, layer)]
-        leaf = {1: "scale", 2: "kernel", 4: "kernel"}[array.ndim] if leaf == "weight" else leaf
+        (path,) = (re.sub(old, new, layer) for old, new in VIT_JAX if re.fullmatch(old, layer))
+        if leaf == "weight":
+            leaf = "scale" if array.ndim == 1 else "kernel"
         order = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[array.ndim]
-        state[f"{found[0]}/{leaf}"] = array.transpose(order).copy()
-    return replace(twin, state=state)
+        found[f"{path}/{leaf}"] = array.transpose(order).copy()
+    return found
+
+
+def vit_jax() -> Twin:
+    """The names and layouts of the authors' files, and their GELU by tanh, from timm's network."""
+    twin = _of_timm("vit_jax", act_layer=tanh_gelu())
+    return replace(twin, state=vit_jax_state(twin.state))
 
 
 TWINS = {"mixer_timm": timm, "mixer_vit_jax": vit_jax}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from make_twins import Twin, channels_last, image_of, torch_twin
+from make_twins import Twin, image_of, torch_twin
 
 OPTIONS = {
     "width": 4,
@@ -86,7 +86,7 @@ def timm() -> Twin:
     return _of_timm("timm")
 
 
-def _microsoft_name(name: str) -> str:
+def microsoft_name(name: str) -> str:
     """The authors' name for a tensor of timm's network, whose stages begin with the merging."""
     earlier = re.sub(
         r"layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name
@@ -96,8 +96,8 @@ def _microsoft_name(name: str) -> str:
 
 def microsoft() -> Twin:
     """The names of the authors' files, with their index tables and masks, from timm's network."""
-    twin = _of_timm("microsoft", rename=_microsoft_name)
-    blocks = {name.split(".attn.")[0] for name in twin.state if ".attn." in name}
+    twin = _of_timm("microsoft", rename=microsoft_name)
+    blocks = sorted({name.split(".attn.")[0] for name in twin.state if ".attn." in name})
     index = {f"{block}.attn.relative_position_index": _index_table() for block in blocks}
     masks = {f"{block}.attn_mask": twin.image[0, :1, :1] for block in blocks if block.endswith("1")}
     return replace(twin, state={**twin.state, **index, **masks})
@@ -109,7 +109,7 @@ def _index_table():
     return get_relative_position_index(2, 2).numpy()
 
 
-def _transformers_name(name: str) -> str:
+def published_name(name: str) -> str:
     """The name in published files: the library renames on loading what it calls otherwise since."""
     for now, published in (
         (r"attention\.q_proj", "attention.self.query"),
@@ -169,7 +169,7 @@ def transformers() -> Twin:
         "pool": lambda x: x.mean((2, 3)),
         "head": network.classifier,
     }
-    return _twin("transformers", network, image, stages, rename=_transformers_name)
+    return _twin("transformers", network, image, stages, rename=published_name)
 
 
 TWINS = {
