@@ -73,6 +73,8 @@ LAYOUTS: Mapping[str, Kind] = {
     "dense_to_conv": Kind(
         "o i -> 1 1 i o", "a linear layer that is a 1x1 convolution in the target"
     ),
+    "channels_first": Kind("c 1 1 -> c", "a vector that broadcasts over (C, H, W)"),
+    "channels_last": Kind("1 1 1 c -> c", "a vector that broadcasts over (N, H, W, C)"),
     "flatten_chw": Kind(
         "o (c h w) -> (h w c) o",
         "a linear layer after a flatten: of (C, H, W) in the source, of (H, W, C) in the target",

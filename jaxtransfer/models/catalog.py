@@ -29,6 +29,9 @@ _MODULES = (
     "mobilenet_v2",
     "mobilenet_v3",
     "efficientnet",
+    "convnext",
+    "swin",
+    "mixer",
 )
 
 
