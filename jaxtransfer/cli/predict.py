@@ -10,6 +10,7 @@ import numpy as np
 from jaxtransfer.cli.common import add_json, print_json
 from jaxtransfer.data import load_digits
 from jaxtransfer.data.files import read_image
+from jaxtransfer.errors import ModelError
 from jaxtransfer.evaluate.predict import predict
 from jaxtransfer.models import Model
 from jaxtransfer.transfer import EMBEDDED_SOURCE, load
@@ -35,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the most likely classes of each image."""
     model = load(options.model)
+    if model.spec.task_heads:
+        tasks = ", ".join(head.task for head in model.spec.task_heads)
+        raise ModelError(
+            f"{options.model}: expected a model with one head, found heads for the tasks {tasks}; "
+            "jaxtransfer.predict gives the logits of each"
+        )
     if options.images:
         names = options.images
         # Images may have sizes of their own, so each is a batch.

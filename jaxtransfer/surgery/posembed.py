@@ -39,8 +39,8 @@ def resize_position_embedding(
     *   "timm": bicubic with Keys' a = -1/2 around the patches' centres, with antialiasing where the
         grid becomes smaller, as `resample_abs_pos_embed` of
         https://github.com/huggingface/pytorch-image-models, timm/layers/pos_embed.py;
-    *   "big_vision": linear between the first and the last patch, which stay, as
-        `resample_posemb` of https://github.com/google-research/big_vision,
+    *   "big_vision": linear between the first and the last patch, which stay (of one row or column,
+        the first), as `resample_posemb` of https://github.com/google-research/big_vision,
         big_vision/models/vit.py.
 
     Args:

@@ -145,6 +145,12 @@ def test_predict_runs_as_it_stands(capsys):
     assert lines[0].startswith("handwritten 0")
 
 
+def test_predict_says_that_it_prints_one_head(source, tmp_path, capsys):
+    jt.replace_head(jt.load(source / "model"), tasks={"a": 2, "b": 3}).save(tmp_path)
+    assert main(["predict", str(tmp_path)]) == 2
+    assert "found heads for the tasks a, b" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

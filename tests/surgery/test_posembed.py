@@ -62,6 +62,8 @@ def test_turned_grids_give_turned_embeddings(old, new, seed, method):
     upright = resized(grid, new)
     turned = resized(grid.transpose(0, 2, 1, 3), (new[1], new[0]))
     np.testing.assert_allclose(turned.transpose(0, 2, 1, 3), upright, atol=1e-5)
+    if method == "big_vision" and new[0] == 1:
+        return  # the first row alone is left
     flipped = resized(grid[:, ::-1], new)
     np.testing.assert_allclose(flipped[:, ::-1], upright, atol=1e-5)
 
