@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +10,8 @@ import jaxtransfer as jt
 from jaxtransfer.errors import (
     CheckpointError,
     DataError,
+    JaxTransferError,
+    MappingError,
     ModelError,
     ReferenceNotFoundError,
     TrainingError,
