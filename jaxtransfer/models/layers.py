@@ -24,7 +24,7 @@ class BatchNorm(nn.Module):
 
     As in PyTorch, Caffe and TensorFlow, and other than in Flax, the running variance is the
     unbiased one (algorithm 2 of the paper): on the small maps and batches of fine-tuning the
-    difference is not small. Statistics are computed and kept in float32.
+    difference is not small. Statistics are computed in float32 at least, and kept in float32.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html, whose momentum
     of 0.1 is the share of the new batch, here 0.9 that of the average.
@@ -52,27 +52,32 @@ class BatchNorm(nn.Module):
         features = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        values = x.astype(dtype)
+        old_mean, old_var = (kept.value.astype(dtype) for kept in (running_mean, running_var))
         if frozen:
-            mean, var = running_mean.value, running_var.value
+            mean, var = old_mean, old_var
         else:
             axes = tuple(range(x.ndim - 1))
-            values = x.astype(jnp.float32)
             mean = jnp.mean(values, axes)
             var = jnp.maximum(jnp.mean(lax.square(values), axes) - lax.square(mean), 0.0)
             if not self.is_initializing():
                 count = x.size // features
                 unbiased = var * (count / max(count - 1, 1))
-                new = 1 - self.momentum
-                running_mean.value = self.momentum * running_mean.value + new * mean
-                running_var.value = self.momentum * running_var.value + new * unbiased
+                for kept, old, new in (
+                    (running_mean, old_mean, mean),
+                    (running_var, old_var, unbiased),
+                ):
+                    average = self.momentum * old + (1 - self.momentum) * new
+                    kept.value = average.astype(kept.value.dtype)
         factor = lax.rsqrt(var + self.epsilon)
         if self.use_scale:
             scale = self.param("scale", nn.initializers.ones, (features,), jnp.float32)
-            factor *= scale.astype(jnp.float32)
-        y = (x.astype(jnp.float32) - mean) * factor
+            factor *= scale.astype(dtype)
+        y = (values - mean) * factor
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
-            y += bias.astype(jnp.float32)
+            y += bias.astype(dtype)
         return y.astype(x.dtype)
 
 
