@@ -52,7 +52,7 @@ class BatchNorm(nn.Module):
         features = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
         values = x.astype(dtype)
         old_mean, old_var = (kept.value.astype(dtype) for kept in (running_mean, running_var))
         if frozen:
