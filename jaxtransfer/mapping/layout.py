@@ -69,6 +69,10 @@ LAYOUTS: Mapping[str, Kind] = {
         reversed=("h", "w"),
     ),
     "pointwise": Kind("o i 1 1 -> i o", "a 1x1 convolution that is a linear layer in the target"),
+    "pointwise_keras": Kind(
+        "1 1 i o -> i o",
+        "a 1x1 convolution of TensorFlow or Keras that is a linear layer in the target",
+    ),
     "dense_to_conv": Kind(
         "o i -> 1 1 i o", "a linear layer that is a 1x1 convolution in the target"
     ),
