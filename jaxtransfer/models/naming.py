@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from jaxtransfer.mapping import Rule
+from jaxtransfer.types import Pattern
 
 
 def torch_layer(
@@ -60,3 +63,42 @@ def keras_batch_norm(source: str, target: str, *, scale: bool = True) -> tuple[R
         Rule(f"{group}/moving_variance:0", f"stats/{target}/var"),
     )
     return (Rule(f"{group}/gamma:0", f"params/{target}/scale"), *rules) if scale else rules
+
+
+def caffe_layer(source: str, target: str, layout: str = "conv") -> tuple[Rule, ...]:
+    """A Convolution or InnerProduct layer of Caffe with its bias: `SOURCE/0` and `SOURCE/1`."""
+    return (
+        Rule(f"{source}/0", f"params/{target}/kernel", layout),
+        Rule(f"{source}/1", f"params/{target}/bias"),
+    )
+
+
+def slim_layer(
+    source: str, target: str, layout: str = "identity", *, bias: bool = False
+) -> tuple[Rule, ...]:
+    """A layer in a checkpoint of TF-Slim: `SOURCE/weights` and maybe `SOURCE/biases`.
+
+    Source: https://github.com/google-research/tf-slim, tf_slim/layers/layers.py
+    """
+    kernel = Rule(f"{source}/weights", f"params/{target}/kernel", layout)
+    return (kernel, Rule(f"{source}/biases", f"params/{target}/bias")) if bias else (kernel,)
+
+
+def slim_batch_norm(source: str, target: str) -> tuple[Rule, ...]:
+    """The BatchNorm behind a layer of TF-Slim, which has no scale unless a network asks for it."""
+    group = f"{source}/BatchNorm"
+    return (
+        Rule(f"{group}/beta", f"params/{target}/bias"),
+        Rule(f"{group}/moving_mean", f"stats/{target}/mean"),
+        Rule(f"{group}/moving_variance", f"stats/{target}/var"),
+    )
+
+
+SLIM_TRAINING_STATE: Pattern = re.compile(
+    r"(.*/)?(global_step|ExponentialMovingAverage|Momentum|RMSProp(_1)?|Adam(_1)?)"
+)
+"""What training by TF-Slim leaves in a checkpoint beside the weights: for `Source.ignore`.
+
+The slots of an optimizer and the moving averages of weights have the name of their variable before
+their own.
+"""

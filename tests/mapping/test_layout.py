@@ -33,6 +33,7 @@ EXAMPLES = {
     "conv_theano": ((8, 3, 5, 7), (5, 7, 3, 8)),
     "conv_flipped": ((5, 7, 3, 8), (5, 7, 3, 8)),
     "pointwise": ((8, 3, 1, 1), (3, 8)),
+    "pointwise_keras": ((1, 1, 3, 8), (3, 8)),
     "dense_to_conv": ((8, 3), (1, 1, 3, 8)),
     "flatten_chw(2,3,5)": ((7, 30), (30, 7)),
     "flatten_chw_keras(2,3,5)": ((30, 7), (30, 7)),
