@@ -30,7 +30,11 @@ def random_image(size: int = 224) -> np.ndarray:
 
 
 def torch_case(architecture: str, source: str, network: Any) -> Case:
-    """A case from a module, with random statistics, scales and biases of BatchNorm."""
+    """A case from a module, with random statistics, scales and biases of BatchNorm.
+
+    Scales are below 1: where branches grow what they are added to, the gates of RegNetY saturate,
+    and rounding alone makes the logits of PyTorch in float32 and float64 differ by 1e-4.
+    """
     import torch
 
     torch.manual_seed(0)
@@ -38,7 +42,7 @@ def torch_case(architecture: str, source: str, network: Any) -> Case:
         if isinstance(module, torch.nn.BatchNorm2d):
             for tensor, low in (
                 (module.running_var, 0.5),
-                (module.weight, 0.5),
+                (module.weight, 0.0),
                 (module.bias, -0.5),
             ):
                 torch.nn.init.uniform_(tensor, low, low + 1)
