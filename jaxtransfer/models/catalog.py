@@ -27,6 +27,7 @@ _MODULES = (
     "googlenet",
     "inception",
     "resnet",
+    "regnet",
     "densenet",
     "mobilenet_v1",
     "mobilenet_v2",

@@ -22,6 +22,7 @@ from jaxtransfer.mapping import (
 )
 from jaxtransfer.models.catalog import build, families, spec_of
 from jaxtransfer.models.family import Family
+from jaxtransfer.models.spec import Source
 from jaxtransfer.models.weights import match_sources, options_of
 from jaxtransfer.tree import named_leaves
 from jaxtransfer.tree.select import matches
@@ -90,7 +91,7 @@ def recognise(inspection: Inspection) -> list[Guess]:
     guesses = [
         _compare(variant, source, tensors)
         for family, source in _likely_families(list(tensors))
-        for variant in _nearest_in_size(family, size)
+        for variant in _nearest_in_size(family, source, size)
     ]
     return sorted(guesses, key=lambda guess: (not guess.is_exact, -guess.likeness))
 
@@ -99,25 +100,38 @@ def _likely_families(names: list[str]) -> list[tuple[Family, str]]:
     """The families whose rules resemble the most names, each with the source that they are of."""
     found: list[tuple[int, Family, str]] = []
     for family in {id(family): family for family in families().values()}.values():
-        spec = spec_of(next(iter(family.parameters)))
-        counts = {source.name: _resembling(names, source.rules) for source in spec.sources}
-        best = max(counts, key=lambda name: counts[name], default=None)
-        if best is not None:
-            found.append((counts[best], family, best))
-    least = max([_LEAST_SHARE * len(names), 1, *(count * _NEARLY for count, *_ in found)])
+        sources = {
+            (source.name, source.rules): source
+            for variant in family.parameters
+            for source in spec_of(variant).sources
+        }
+        enough = [
+            (count, source.name)
+            for source in sources.values()
+            for count, total in [_resembling(names, source)]
+            if count >= max(_LEAST_SHARE * total, 1)
+        ]
+        if enough:
+            count, name = max(enough, key=lambda pair: pair[0])
+            found.append((count, family, name))
+    least = max((count for count, *_ in found), default=0) * _NEARLY
     return [(family, source) for count, family, source in found if count >= least]
 
 
-def _resembling(names: list[str], rules: tuple[Rule, ...]) -> int:
-    prefix = find_prefix(names, rules, digits_differ=True)
-    index = RuleIndex(with_prefix(rules, prefix))
-    return sum(map(index.resembles, names))
+def _resembling(names: list[str], source: Source) -> tuple[int, int]:
+    """How many names a source's rules resemble, of how many that it does not ignore."""
+    kept = [name for name in names if not any(matches(p, name) for p in source.ignore)]
+    prefix = find_prefix(kept, source.rules, digits_differ=True)
+    index = RuleIndex(with_prefix(source.rules, prefix))
+    return sum(map(index.resembles, kept)), len(kept)
 
 
-def _nearest_in_size(family: Family, size: int) -> list[str]:
-    """The few networks of a family whose published number of parameters is nearest."""
+def _nearest_in_size(family: Family, source: str, size: int) -> list[str]:
+    """The few networks with a source whose published number of parameters is nearest."""
     distance = {
-        name: abs(math.log(max(size, 1) / count)) for name, count in family.parameters.items()
+        name: abs(math.log(max(size, 1) / count))
+        for name, count in family.parameters.items()
+        if any(known.name == source for known in spec_of(name).sources)
     }
     return sorted(distance, key=lambda name: distance[name])[:_COMPARED]
 

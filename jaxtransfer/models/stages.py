@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtransfer.errors import ModelError
 
 
@@ -45,3 +47,34 @@ def check_sizes(name: str, num_classes: int, **sizes: int) -> None:
             f"{name}: expected integers of at least 1 (num_classes may be 0, for no head), "
             f"found {wrong}"
         )
+
+
+def check_rates(name: str, **rates: float) -> None:
+    """Raise unless all rates are at least 0 and below 1.
+
+    Raises:
+        ModelError: some are not.
+
+    >>> check_rates("resnet18", drop_path=0.1)
+    """
+    wrong = {
+        key: rate
+        for key, rate in rates.items()
+        if not (isinstance(rate, (int, float)) and 0 <= rate < 1)
+    }
+    if wrong:
+        raise ModelError(f"{name}: expected rates of at least 0 and below 1, found {wrong}")
+
+
+def check_choice(name: str, option: str, found: str | None, known: Sequence[str | None]) -> None:
+    """Raise unless an option has one of the values that it can have.
+
+    Raises:
+        ModelError: it has not.
+
+    >>> check_choice("resnet18", "biases", "stem", ("none", "stem", "all"))
+    """
+    if found not in known:
+        *others, last = map(repr, known)
+        values = f"{', '.join(others)} or {last}"
+        raise ModelError(f"{name}: expected {option} {values}, found {found!r}")

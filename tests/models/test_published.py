@@ -41,3 +41,29 @@ def test_its_accuracy_is_the_published_one(cifar, resnet):
     depth, model = resnet
     right = jt.predict(model, cifar[0]).argmax(1) == cifar[1]
     assert right.mean() == {20: 0.998, 32: 1.0}[depth]
+
+
+@pytest.fixture(scope="module")
+def resnet8(real_data):
+    return jt.load(real_data / "weights" / "mlperf_tiny_keras" / "pretrainedResnet.h5")
+
+
+@pytest.mark.pretrained
+def test_a_file_of_keras_with_its_optimizer_gives_the_logits_of_its_network(
+    real_data, cifar, resnet8
+):
+    assert resnet8.spec.name == "cifar_resnet8"
+    receipt = resnet8.receipt
+    assert receipt.rules_name == "mlperf_tiny"
+    assert receipt.notes == ("prefix of names: model_weights/",)
+    assert len(receipt.ignored) == 69  # two moments for each of 34 parameters, and a counter
+    assert all(name.startswith("optimizer_weights/") for name in receipt.ignored)
+    reference = np.load(real_data / "reference" / "resnet8_logits_cifar_lossless64.npz")
+    logits = jt.predict(resnet8, cifar[0][:64])
+    np.testing.assert_allclose(logits, reference["logits"], atol=1e-4)
+
+
+@pytest.mark.pretrained
+def test_its_accuracy_is_that_of_its_network(cifar, resnet8):
+    right = jt.predict(resnet8, cifar[0]).argmax(1) == cifar[1]
+    assert right.mean() == 0.92975
