@@ -368,6 +368,8 @@ def test_images_are_prepared_as_each_source_does():
         ("efficientnet_b1", "torchvision", 240, 255, "bilinear"),
         ("efficientnet_b2", "torchvision", 288, 288, "bicubic"),
         ("efficientnet_b7", "timm_tf", 600, 632, "bicubic"),
+        ("efficientnet_b7", "keras", 600, 632, "bicubic"),
+        ("efficientnet_b7", "transformers", 600, 600, "nearest"),
         ("efficientnet_v2_s", "torchvision", 384, 384, "bilinear"),
         ("efficientnet_v2_l", "timm_tf", 480, 480, "bicubic"),
     ],
