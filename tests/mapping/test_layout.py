@@ -35,6 +35,8 @@ EXAMPLES = {
     "pointwise": ((8, 3, 1, 1), (3, 8)),
     "pointwise_keras": ((1, 1, 3, 8), (3, 8)),
     "dense_to_conv": ((8, 3), (1, 1, 3, 8)),
+    "channels_first": ((8, 1, 1), (8,)),
+    "channels_last": ((1, 1, 1, 8), (8,)),
     "flatten_chw(2,3,5)": ((7, 30), (30, 7)),
     "flatten_chw_keras(2,3,5)": ((30, 7), (30, 7)),
     "split_heads(3)": ((6, 5), (5, 3, 2)),
