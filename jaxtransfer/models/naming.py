@@ -60,3 +60,11 @@ def keras_batch_norm(source: str, target: str, *, scale: bool = True) -> tuple[R
         Rule(f"{group}/moving_variance:0", f"stats/{target}/var"),
     )
     return (Rule(f"{group}/gamma:0", f"params/{target}/scale"), *rules) if scale else rules
+
+
+def caffe_layer(source: str, target: str, layout: str = "conv") -> tuple[Rule, ...]:
+    """A Convolution or InnerProduct layer of Caffe: `SOURCE/0`, and its bias `SOURCE/1`."""
+    return (
+        Rule(f"{source}/0", f"params/{target}/kernel", layout),
+        Rule(f"{source}/1", f"params/{target}/bias"),
+    )

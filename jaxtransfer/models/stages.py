@@ -45,3 +45,16 @@ def check_sizes(name: str, num_classes: int, **sizes: int) -> None:
             f"{name}: expected integers of at least 1 (num_classes may be 0, for no head), "
             f"found {wrong}"
         )
+
+
+def check_rates(name: str, **rates: float) -> None:
+    """Raise unless all rates of dropout and the like are at least 0 and below 1.
+
+    Raises:
+        ModelError: some are not.
+
+    >>> check_rates("vgg16", dropout=0.5)
+    """
+    wrong = {key: rate for key, rate in rates.items() if not 0 <= rate < 1}
+    if wrong:
+        raise ModelError(f"{name}: expected rates of at least 0 and below 1, found {wrong}")
