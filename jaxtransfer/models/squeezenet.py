@@ -273,8 +273,8 @@ CAFFE_PREPROCESS = Preprocess(
     channel_order="bgr",
 )
 
-# Source: README.md of https://github.com/rcmalli/keras-squeezenet
-KERAS_PREPROCESS = replace(CAFFE_PREPROCESS, mean=(104.006, 116.669, 122.679))
+# Source: examples/predict.py of https://github.com/rcmalli/keras-squeezenet
+KERAS_PREPROCESS = replace(CAFFE_PREPROCESS, mean=(103.939, 116.779, 123.68))
 
 
 def _source(library: str, variant: Variant) -> Source:
