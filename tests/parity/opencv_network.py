@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -136,6 +135,6 @@ def _layer(name: str, kind: str, blobs: Sequence[np.ndarray]) -> bytes:
     content = _bytes(1, name.encode()) + _bytes(2, kind.encode())
     for blob in blobs:
         shape = _bytes(7, _bytes(1, b"".join(map(_varint, blob.shape))))
-        data = _bytes(5, struct.pack(f"<{blob.size}f", *blob.ravel()))
+        data = _bytes(5, blob.astype("<f4").tobytes())
         content += _bytes(7, shape + data)
     return content

@@ -54,25 +54,21 @@ def torchvision_alexnet() -> Twin:
     )
 
 
-def _caffe(architecture: str, normalises_first: bool) -> Twin:
-    """Groups and normalisation as OpenCV has them.
-
-    Of an image of 215x215, two of three poolings round up. Its values are large, as those of bytes,
-    for otherwise the normalisation would do nothing.
-    """
-    widths, network = (6, 8, 12, 12, 8), CaffeNetwork()
+def caffe_network(
+    widths: tuple[int, ...], hidden: int, classes: int, *, normalises_first: bool
+) -> tuple[CaffeNetwork, dict[str, str]]:
+    """CaffeNet, or AlexNet as Caffe has it, and the layers that end its stages."""
+    network, stages = CaffeNetwork(), {}
     convolutions = (
-        (11, "stride: 4", 1),
-        (5, "pad: 2", 2),
-        (3, "pad: 1", 1),
-        *[(3, "pad: 1", 2)] * 2,
+        (11, "stride: 4", 1, ["norm", "pool"]),
+        (5, "pad: 2", 2, ["norm", "pool"]),
+        (3, "pad: 1", 1, []),
+        (3, "pad: 1", 2, []),
+        (3, "pad: 1", 2, ["pool"]),
     )
-    stages = {}
-    for i, (features, (size, options, groups)) in enumerate(
-        zip(widths, convolutions, strict=True), start=1
-    ):
+    for i, features in enumerate(widths, start=1):
+        size, options, groups, follow = convolutions[i - 1]
         network.convolution(f"conv{i}", features, size, options, groups)
-        follow = {1: ["norm", "pool"], 2: ["norm", "pool"], 5: ["pool"]}.get(i, [])
         for kind in follow if normalises_first else follow[::-1]:
             if kind == "pool":
                 network.max_pool(f"pool{i}", 3)
@@ -80,12 +76,22 @@ def _caffe(architecture: str, normalises_first: bool) -> Twin:
                 normalisation = "lrn_param { local_size: 5 alpha: 0.0001 beta: 0.75 }"
                 network.add(f"norm{i}", "LRN", normalisation)
         stages[f"conv{i}"] = network.last
-    network.dense("fc6", HIDDEN, widths[-1] * 36)
+    network.dense("fc6", hidden, widths[-1] * 36)
     network.add("relu6", "ReLU")
-    network.dense("fc7", HIDDEN, HIDDEN)
+    network.dense("fc7", hidden, hidden)
     network.add("relu7", "ReLU")
-    network.dense("fc8", CLASSES, HIDDEN)
-    stages |= {"fc6": "relu6", "fc7": "relu7", "head": "fc8"}
+    network.dense("fc8", classes, hidden)
+    return network, {**stages, "fc6": "relu6", "fc7": "relu7", "head": "fc8"}
+
+
+def _caffe(architecture: str, *, normalises_first: bool) -> Twin:
+    """Groups and normalisation as OpenCV has them.
+
+    Of an image of 215x215, two of three poolings round up. Its values are large, as those of bytes,
+    for otherwise the normalisation would do nothing.
+    """
+    widths = (6, 8, 12, 12, 8)
+    network, stages = caffe_network(widths, HIDDEN, CLASSES, normalises_first=normalises_first)
     image = np.sign(image_of(215, 215, batch=1)) * 128
     found = network.run(image, stages)
     options = {"widths": widths, "hidden": HIDDEN, "num_classes": CLASSES}

@@ -10,7 +10,7 @@ from opencv_network import CaffeNetwork
 
 WIDTH, CLASSES = 4, 5
 OPTIONS = {"width": WIDTH, "num_classes": CLASSES}
-SQUEEZED = tuple(WIDTH * factor for factor in (1, 1, 2, 2, 3, 3, 4, 4))
+MULTIPLES = (1, 1, 2, 2, 3, 3, 4, 4)
 
 
 def _torchvision(version: str) -> Twin:
@@ -53,33 +53,40 @@ def torchvision_1_1() -> Twin:
     return _torchvision("1_1")
 
 
-def _caffe(source: str, layers: tuple[str, str, str], last: str, endings: tuple[str, str]) -> Twin:
-    """Version 1.0 with its padded last convolution, under the names of one of its prototxts.
+# What Caffe's convolutions of a fire module are called, and the last one.
+AUTHORS_NAMES = ("squeeze1x1", "expand1x1", "expand3x3", "conv10")
+COMPRESSED_NAMES = ("conv1x1_1", "conv1x1_2", "conv3x3_2", "conv_final")
 
-    Args:
-        source: the name of the source.
-        layers: what the convolutions of a fire module are called.
-        last: what the last convolution is called.
-        endings: what stands behind a layer's name for its weights and for its bias.
-    """
+
+def caffe_network(
+    version: str, width: int, classes: int, names: tuple[str, ...] = AUTHORS_NAMES
+) -> tuple[CaffeNetwork, dict[str, str]]:
+    """SqueezeNet in Caffe, and the layers that end its stages; version 1.0 pads its last layer."""
+    factor, size, pooled = {"1_0": (6, 7, (4, 8)), "1_1": (4, 3, (3, 5))}[version]
     network = CaffeNetwork()
-    network.convolution("conv1", 6 * WIDTH, 7, "stride: 2")
+    network.convolution("conv1", factor * width, size, "stride: 2")
     network.max_pool("pool1", 3)
     stages = {"stem": "pool1"}
-    for number, squeezed in enumerate(SQUEEZED, start=2):
-        squeeze, one, three = (f"fire{number}/{layer}" for layer in layers)
+    for number, multiple in enumerate(MULTIPLES, start=2):
+        squeezed = width * multiple
+        squeeze, one, three = (f"fire{number}/{name}" for name in names[:3])
         network.convolution(squeeze, squeezed, 1)
         network.convolution(one, 4 * squeezed, 1)
         network.convolution(three, 4 * squeezed, 3, "pad: 1", after=f"{squeeze}_relu")
-        concat = f"fire{number}/concat"
-        network.add(concat, "Concat", after=[f"{one}_relu", f"{three}_relu"])
-        if number in (4, 8):
+        network.add(f"fire{number}/concat", "Concat", after=[f"{one}_relu", f"{three}_relu"])
+        if number in pooled:
             network.max_pool(f"pool{number}", 3)
         stages[f"fire{number}"] = network.last
-    network.convolution(last, CLASSES, 1, "pad: 1")
+    network.convolution(names[3], classes, 1, "pad: 1" if version == "1_0" else "")
     network.add("pool10", "Pooling", "pooling_param { pool: AVE global_pooling: true }")
+    return network, {**stages, "head": "pool10"}
+
+
+def _caffe(source: str, names: tuple[str, ...], endings: tuple[str, str]) -> Twin:
+    """Version 1.0; `endings` stand behind a layer's name for its weights and for its bias."""
+    network, stages = caffe_network("1_0", WIDTH, CLASSES, names)
     image = image_of(45, 57)
-    found = network.run(image, {**stages, "head": "pool10"})
+    found = network.run(image, stages)
     found["head"] = found["head"].reshape(len(image), -1)
     state = {
         name.removesuffix(f"/{index}") + ending: array
@@ -92,13 +99,12 @@ def _caffe(source: str, layers: tuple[str, str, str], last: str, endings: tuple[
 
 def caffe_1_0() -> Twin:
     """The names of the authors."""
-    return _caffe("caffe", ("squeeze1x1", "expand1x1", "expand3x3"), "conv10", ("/0", "/1"))
+    return _caffe("caffe", AUTHORS_NAMES, ("/0", "/1"))
 
 
 def deep_compression_1_0() -> Twin:
     """The names of the compressed network."""
-    layers = ("conv1x1_1", "conv1x1_2", "conv3x3_2")
-    return _caffe("deep_compression", layers, "conv_final", ("/w", "/b"))
+    return _caffe("deep_compression", COMPRESSED_NAMES, ("/w", "/b"))
 
 
 def keras_1_1() -> Twin:
@@ -123,7 +129,8 @@ def keras_1_1() -> Twin:
     x = conv(inputs, "conv1", 4 * WIDTH, 3, strides=2)
     stages = {"stem": layers.MaxPooling2D(3, 2)(x)}
     x = stages["stem"]
-    for number, squeezed in enumerate(SQUEEZED, start=2):
+    for number, multiple in enumerate(MULTIPLES, start=2):
+        squeezed = WIDTH * multiple
         fire = f"fire{number}"
         x = conv(x, f"{fire}/squeeze1x1", squeezed, 1)
         one = conv(x, f"{fire}/expand1x1", 4 * squeezed, 1)

@@ -190,27 +190,33 @@ def keras_vgg19_notop() -> Twin:
     return Twin("vgg19", "keras", state, image, found, options=options)
 
 
-def caffe_vgg16() -> Twin:
-    """In Caffe as OpenCV has it, on an image all of whose halvings are rounded up."""
-    width, network = 2, CaffeNetwork()
-    stages = {}
-    for stage, depth in enumerate((2, 2, 3, 3, 3), start=1):
+def caffe_network(
+    depths: tuple[int, ...], width: int, hidden: int, classes: int
+) -> tuple[CaffeNetwork, dict[str, str]]:
+    """VGG in Caffe, and the layers that end its stages."""
+    network, stages = CaffeNetwork(), {}
+    for stage, depth in enumerate(depths, start=1):
         for number in range(1, depth + 1):
             features = width * min(2 ** (stage - 1), 8)
             network.convolution(f"conv{stage}_{number}", features, 3, "pad: 1")
         network.max_pool(f"pool{stage}", 2)
         stages[f"stage{stage}"] = f"pool{stage}"
-    network.dense("fc6", HIDDEN, 8 * width * 49)
+    network.dense("fc6", hidden, 8 * width * 49)
     network.add("relu6", "ReLU")
-    network.dense("fc7", HIDDEN, HIDDEN)
+    network.dense("fc7", hidden, hidden)
     network.add("relu7", "ReLU")
-    network.dense("fc8", CLASSES, HIDDEN)
-    stages |= {"fc6": "relu6", "fc7": "relu7", "head": "fc8"}
+    network.dense("fc8", classes, hidden)
+    return network, {**stages, "fc6": "relu6", "fc7": "relu7", "head": "fc8"}
+
+
+def caffe_vgg16() -> Twin:
+    """In Caffe as OpenCV has it, on an image all of whose halvings are rounded up."""
+    width = 2
+    network, stages = caffe_network((2, 2, 3, 3, 3), width, HIDDEN, CLASSES)
     image = np.sign(image_of(193, 193, batch=1)) * 16
     found = network.run(image, stages)
-    return Twin(
-        "vgg16", "caffe", network.tensors, image, found, options={**OPTIONS, "width": width}
-    )
+    options = {**OPTIONS, "width": width}
+    return Twin("vgg16", "caffe", network.tensors, image, found, options=options)
 
 
 TWINS = {
