@@ -68,10 +68,12 @@ class BatchNorm(nn.Module):
                 running_var.value = self.momentum * running_var.value + new * unbiased
         factor = lax.rsqrt(var + self.epsilon)
         if self.use_scale:
-            factor *= self.param("scale", nn.initializers.ones, (features,), jnp.float32)
-        y = (x - mean) * factor
+            scale = self.param("scale", nn.initializers.ones, (features,), jnp.float32)
+            factor *= scale.astype(jnp.float32)
+        y = (x.astype(jnp.float32) - mean) * factor
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
+            y += bias.astype(jnp.float32)
         return y.astype(x.dtype)
 
 

@@ -256,47 +256,39 @@ OXFORD_PREPROCESS = Preprocess(
 )
 
 
+# Names of the dense layers in any of the files, which a network without them leaves out.
+_DENSE_NAMES = re.compile(
+    r"(.*[./])?(classifier\.[036]|pre_logits\.fc[12]|head\.fc|fc[12678]|predictions)[./].*"
+)
+
+
 def _sources(name: str, width: int, hidden: int) -> tuple[Source, ...]:
-    """What the files of each library hold; without fc6 and fc7, the dense layers are ignored."""
+    """What the files of each library hold, and what of it the network takes."""
     depths, batch_norm = DEPTHS[name.removesuffix("_bn")], name.endswith("_bn")
+    ignore: tuple[Pattern, ...] = () if hidden else (_DENSE_NAMES,)
 
     def source(
         library: str,
         body: tuple[Rule, ...],
         dense: tuple[Rule, ...],
-        dense_names: str,
         preprocess: Preprocess,
         **options: Any,
     ) -> Source:
-        ignore: tuple[Pattern, ...] = (re.compile(rf"(.*[./])?{dense_names}[./].*"),)
-        if hidden:
-            return Source(library, (*body, *dense), preprocess, options)
-        return Source(library, body, preprocess, options, ignore)
+        rules = (*body, *dense) if hidden else body
+        return Source(library, rules, preprocess, options, ignore)
 
     body = _torch_body(depths, batch_norm)
     torch = (
-        source(
-            "torchvision",
-            body,
-            _torchvision_dense(width),
-            r"classifier\.[036]",
-            IMAGENET_PREPROCESS,
-        ),
-        source("timm", body, TIMM_DENSE, r"(pre_logits|head)", IMAGENET_PREPROCESS, sliding=True),
+        source("torchvision", body, _torchvision_dense(width), IMAGENET_PREPROCESS),
+        source("timm", body, TIMM_DENSE, IMAGENET_PREPROCESS, sliding=True),
     )
     if name not in ("vgg16", "vgg19"):
         return torch
+    caffe = _caffe_dense(width)
     return (
         *torch,
-        source("keras", KERAS_BODY, KERAS_DENSE, r"(fc1|fc2|predictions)", OXFORD_PREPROCESS),
-        source(
-            "caffe",
-            CAFFE_BODY,
-            _caffe_dense(width),
-            r"fc[678]",
-            OXFORD_PREPROCESS,
-            ceil_pooling=True,
-        ),
+        source("keras", KERAS_BODY, KERAS_DENSE, OXFORD_PREPROCESS),
+        source("caffe", CAFFE_BODY, caffe, OXFORD_PREPROCESS, ceil_pooling=True),
     )
 
 
