@@ -85,6 +85,12 @@ LAYOUTS: Mapping[str, Kind] = {
         "the same for a source that keeps (in, out), as Keras with channels first",
         arguments=("c", "h", "w"),
     ),
+    "conv_to_dense": Kind(
+        "o c h w -> (h w c) o",
+        "a convolution over a whole map: torch OIHW, to a linear layer after a flatten of (H, W, "
+        "C) in the target",
+        arguments=("h", "w"),
+    ),
     "split_heads": Kind(
         "(heads d) i -> i heads d",
         "a query, key or value projection: (out, in) to (in, heads, head size)",

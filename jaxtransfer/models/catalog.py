@@ -24,10 +24,13 @@ from jaxtransfer.tree import nearest
 # The modules of this package whose FAMILIES are the zoo, in the order of the lists. They are
 # imported when the first network is asked for.
 _MODULES = (
+    "alexnet",
+    "vgg",
     "googlenet",
     "inception",
     "resnet",
     "regnet",
+    "squeezenet",
     "densenet",
     "mobilenet_v1",
     "mobilenet_v2",

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxtransfer.errors import ModelError
 from jaxtransfer.surgery.layers import ACTIVATIONS as HEAD_ACTIVATIONS
 
 
@@ -229,6 +230,43 @@ def local_response_norm(
     return x / (k + alpha / size * sums) ** beta
 
 
+def adaptive_average_pool(x: jax.Array, height: int, width: int) -> jax.Array:
+    """The means of `height` times `width` bins that cover a map, however large it is.
+
+    Along an axis of n values that become m, bin i begins at floor(i n / m) and ends before
+    ceil((i + 1) n / m): bins overlap where m does not divide n, and repeat values where n is less.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.AdaptiveAvgPool2d.html
+
+    Args:
+        x: shape (batch, height before, width before, channels).
+        height: of the result.
+        width: of the result.
+
+    Raises:
+        ModelError: the map is empty: the image was too small for the network.
+    """
+    if min(x.shape[1:3]) < 1:
+        raise ModelError(
+            f"adaptive_average_pool: expected a map of at least 1x1, found {x.shape}, of (batch, "
+            "height, width, channels); give the network larger images"
+        )
+    if x.shape[1:3] == (height, width):
+        return x
+    rows, columns = _bins(x.shape[1], height), _bins(x.shape[2], width)
+    sums = (jnp.asarray(rows, x.dtype), jnp.asarray(columns, x.dtype))
+    return jnp.einsum("bhwc,ih,jw->bijc", x, *sums, precision=lax.Precision.HIGHEST)
+
+
+def _bins(length: int, count: int) -> np.ndarray:
+    """The weights (count, length) with which an axis is averaged."""
+    weights = np.zeros((count, length))
+    for index in range(count):
+        begin, end = index * length // count, -(-(index + 1) * length // count)
+        weights[index, begin:end] = 1 / (end - begin)
+    return weights
+
+
 def global_mean(x: jax.Array) -> jax.Array:
     """Maps (batch, height, width, channels) to their means (batch, channels)."""
     return jnp.mean(x, axis=(1, 2))
@@ -237,6 +275,29 @@ def global_mean(x: jax.Array) -> jax.Array:
 def classify(features: jax.Array, num_classes: int, name: str = "head") -> jax.Array:
     """The logits of a dense layer, or the features themselves where there are no classes."""
     return nn.Dense(num_classes, name=name)(features) if num_classes else features
+
+
+class HiddenDense(nn.Module):
+    """A dense layer before the head, with ReLU and dropout: fc6 and fc7 of AlexNet and VGG.
+
+    Attributes:
+        features: that leave it.
+        dropout: share of values that are set to zero in training.
+        drops_input: whether these are values that enter, as in torchvision's AlexNet, instead of
+            those that leave.
+    """
+
+    features: int
+    dropout: float = 0.5
+    drops_input: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """From (batch, …, inputs) to (batch, …, features)."""
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        dense = nn.Dense(self.features)
+        nn.share_scope(self, dense)
+        return nn.relu(dense(drop(x))) if self.drops_input else drop(nn.relu(dense(x)))
 
 
 class StochasticDepth(nn.Module):

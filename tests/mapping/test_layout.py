@@ -39,6 +39,7 @@ EXAMPLES = {
     "channels_last": ((1, 1, 1, 8), (8,)),
     "flatten_chw(2,3,5)": ((7, 30), (30, 7)),
     "flatten_chw_keras(2,3,5)": ((30, 7), (30, 7)),
+    "conv_to_dense(3,5)": ((7, 2, 3, 5), (30, 7)),
     "split_heads(3)": ((6, 5), (5, 3, 2)),
     "split_heads_bias(3)": ((6,), (3, 2)),
     "merge_heads(3)": ((5, 6), (3, 2, 5)),
