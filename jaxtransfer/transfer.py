@@ -203,8 +203,7 @@ def _load(network: str | Model | None, path: Path, **how: Any) -> Model:
     path = hub.weights_in(path)
     if network is None:
         guess = _recognised(path, how["part"], how["architecture"])
-        how = {**dict(guess.options), **how, "source": how["source"] or guess.source}
-        return load_network(guess.architecture, path, **how)
+        return load_network(guess.architecture, path, **{**how, "source": guess.source})
     try:
         if isinstance(network, Model):
             return load_weights(network, path, **how)

@@ -126,11 +126,6 @@ def convert(
     )
 
 
-def first_match(source: str, rules: Sequence[Rule]) -> Rule | None:
-    """The rule that counts for a source: the first one that matches it and is not tied."""
-    return next((rule for rule in rules if not rule.tied and rule.targets_for(source)), None)
-
-
 def _pair(
     sources: Sequence[str], rules: Sequence[Rule], wanted: Mapping[str, Any], problems: Problems
 ) -> list[_Pairing]:
@@ -142,7 +137,7 @@ def _pair(
     for source in sources:
         matching = index.matching(source)
         others = [rule for rule in matching if rule.tied]
-        rule = next((rule for rule in matching if not rule.tied), None)
+        rule = index.first(source)
         if rule is not None:
             targets = rule.targets_for(source)
             pairing = pairings.setdefault(
@@ -355,10 +350,11 @@ def _tell_missing(
 ) -> None:
     used = {source for pairing in pairings for source in pairing.found}
     free = [name for name in given if name not in used]
+    index = RuleIndex(rules)
     for target, leaf in wanted.items():
         if target in led_to:
             continue
-        sources = [name for rule in rules for name in rule.sources_for(target)]
+        sources = [name for rule in index.leading_to(target) for name in rule.sources_for(target)]
         left_out = [name for name in sources if name in set(ignored)]
         if left_out:
             reason = f"its source {left_out[0]} is ignored"

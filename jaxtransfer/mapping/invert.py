@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from jaxtransfer.errors import MappingError
-from jaxtransfer.mapping.convert import first_match, joined_shape, starts_of
+from jaxtransfer.mapping.convert import joined_shape, starts_of
 from jaxtransfer.mapping.layout import Layout
 from jaxtransfer.mapping.problems import Problems
 from jaxtransfer.mapping.receipt import Receipt, ReceiptEntry
-from jaxtransfer.mapping.rule import Rule
+from jaxtransfer.mapping.rule import Rule, RuleIndex
 from jaxtransfer.tree.names import named_leaves
 from jaxtransfer.tree.summary import as_host_array
 from jaxtransfer.types import PyTree
@@ -40,14 +40,14 @@ def invert(
     >>> invert({"params": {"head": {"kernel": np.zeros((3, 2))}}}, rules)["fc.weight"].shape
     (2, 3)
     """
-    rules = tuple(rules)
+    index = RuleIndex(rules)
     leaves = {name: as_host_array(leaf) for name, leaf in named_leaves(tree)}
     problems = Problems()
     entries = [entry for entry in receipt.entries if entry.target in leaves] if receipt else []
     known = {entry.target for entry in entries}
     for target in leaves:
         if target not in known:
-            entries += _entries_of(target, leaves, rules, problems)
+            entries += _entries_of(target, leaves, index, problems)
 
     _check_joined(entries, leaves, problems)
     flat: dict[str, np.ndarray] = {}
@@ -66,10 +66,10 @@ def invert(
 
 
 def _entries_of(
-    target: str, leaves: Mapping[str, np.ndarray], rules: Sequence[Rule], problems: Problems
+    target: str, leaves: Mapping[str, np.ndarray], index: RuleIndex, problems: Problems
 ) -> list[ReceiptEntry]:
     """The entries that `convert` would note for a leaf, as far as the rules tell them."""
-    rule = _rule_of(target, rules)
+    rule = _rule_of(target, index)
     if isinstance(rule, str):
         problems.missing.append(f"{target} {leaves[target].shape}: {rule}")
         return []
@@ -107,24 +107,21 @@ def _entries_of(
     ]
 
 
-def _rule_of(target: str, rules: Sequence[Rule]) -> Rule | str:
+def _rule_of(target: str, index: RuleIndex) -> Rule | str:
     """The rule by which `convert` fills a leaf, or why there is none."""
     reasons = []
-    for rule in sorted(rules, key=lambda rule: rule.tied):
+    for rule in sorted(index.leading_to(target), key=lambda rule: rule.tied):
         sources = rule.sources_for(target)
         # An earlier rule may take a source elsewhere, and then this rule never filled the leaf.
         first = (
             None
             if rule.tied
-            else next(
-                (other for name in sources if (other := first_match(name, rules)) != rule), None
-            )
+            else next((other for name in sources if (other := index.first(name)) != rule), None)
         )
-        if sources and first is None:
+        if first is None:
             return rule
-        if first is not None:
-            taken = ", ".join(first.targets_for(sources[0]))
-            reasons.append(f"ambiguous: {sources[0]} fills {taken} by the earlier rule {first}")
+        taken = ", ".join(first.targets_for(sources[0]))
+        reasons.append(f"ambiguous: {sources[0]} fills {taken} by the earlier rule {first}")
     return "; ".join(reasons) or "no rule leads there"
 
 

@@ -133,7 +133,7 @@ class Rule:
 
 
 class RuleIndex:
-    """Rules by what their sources are with all digits left out, so that few are tried for a name.
+    """Rules by what their names are with all digits left out, so that few are tried for a name.
 
     >>> index = RuleIndex([Rule("fc.weight", "head/kernel"), Rule("conv{i}.weight", "{i}/kernel")])
     >>> [rule.target for rule in index.matching("conv3.weight")]
@@ -141,17 +141,39 @@ class RuleIndex:
     """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
-        self._rules: dict[str, list[Rule]] = {}
+        self._by_source: dict[str, list[Rule]] = {}
+        self._by_target: dict[str, list[Rule]] = {}
         for rule in rules:
-            for shape in dict.fromkeys(map(_without_digits, rule.sources)):
-                self._rules.setdefault(shape, []).append(rule)
+            for names, found in (
+                (rule.sources, self._by_source),
+                (rule.targets, self._by_target),
+            ):
+                for shape in dict.fromkeys(map(_without_digits, names)):
+                    found.setdefault(shape, []).append(rule)
+
+    @property
+    def shapes(self) -> frozenset[str]:
+        """The sources' names without their digits."""
+        return frozenset(self._by_source)
 
     def matching(self, source: str) -> list[Rule]:
         """The rules that match a source's name, in their order."""
         return [
             rule
-            for rule in self._rules.get(_without_digits(source), ())
+            for rule in self._by_source.get(_without_digits(source), ())
             if rule.targets_for(source)
+        ]
+
+    def first(self, source: str) -> Rule | None:
+        """The rule that counts for a source: the first one that matches it and is not tied."""
+        return next((rule for rule in self.matching(source) if not rule.tied), None)
+
+    def leading_to(self, target: str) -> list[Rule]:
+        """The rules that lead to a leaf, in their order."""
+        return [
+            rule
+            for rule in self._by_target.get(_without_digits(target), ())
+            if rule.sources_for(target)
         ]
 
     def matches(self, source: str) -> bool:
@@ -160,7 +182,7 @@ class RuleIndex:
 
     def resembles(self, source: str) -> bool:
         """Whether a rule matches a source's name but for its digits."""
-        return _without_digits(source) in self._rules
+        return _without_digits(source) in self._by_source
 
 
 def _without_digits(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from jaxtransfer.errors import MappingError
 from jaxtransfer.formats import Inspection
 from jaxtransfer.mapping import (
     TORCH_BUFFERS,
-    Rule,
     RuleIndex,
     convert,
     find_prefix,
@@ -22,7 +21,7 @@ from jaxtransfer.mapping import (
 )
 from jaxtransfer.models.catalog import build, families, spec_of
 from jaxtransfer.models.family import Family
-from jaxtransfer.models.spec import Source
+from jaxtransfer.models.spec import ModelSpec, Source
 from jaxtransfer.models.weights import match_sources, options_of
 from jaxtransfer.tree import named_leaves
 from jaxtransfer.tree.select import matches
@@ -44,7 +43,8 @@ class Guess:
 
     Attributes:
         architecture: a name in the catalog.
-        options: what `build` needs beside the name, such as another number of classes.
+        options: what `build` needs beside the name and the options of the source, such as another
+            number of classes.
         source: the rules that translate the names.
         prefix: what stands before all names.
         fitting: how many leaves find a tensor of the right shape.
@@ -96,14 +96,21 @@ def recognise(inspection: Inspection) -> list[Guess]:
     return sorted(guesses, key=lambda guess: (not guess.is_exact, -guess.likeness))
 
 
+@functools.cache
+def _spec(name: str) -> ModelSpec:
+    """The rules of all networks take a second to make, so they are kept."""
+    return spec_of(name)
+
+
 def _likely_families(names: list[str]) -> list[tuple[Family, str]]:
     """The families whose rules resemble the most names, each with the source that they are of."""
     found: list[tuple[int, Family, str]] = []
     for family in {id(family): family for family in families().values()}.values():
+        # Networks of a family differ in digits mostly, so that one stands for many.
         sources = {
-            (source.name, source.rules): source
+            (source.name, RuleIndex(source.rules).shapes): source
             for variant in family.parameters
-            for source in spec_of(variant).sources
+            for source in _spec(variant).sources
         }
         enough = [
             (count, source.name)
@@ -131,27 +138,26 @@ def _nearest_in_size(family: Family, source: str, size: int) -> list[str]:
     distance = {
         name: abs(math.log(max(size, 1) / count))
         for name, count in family.parameters.items()
-        if any(known.name == source for known in spec_of(name).sources)
+        if any(known.name == source for known in _spec(name).sources)
     }
     return sorted(distance, key=lambda name: distance[name])[:_COMPARED]
 
 
 def _compare(name: str, source_name: str, tensors: Mapping[str, np.ndarray]) -> Guess:
-    options = dict(spec_of(name).source(source_name).options)
+    source = _spec(name).source(source_name)
+    options = dict(source.options)
     (match,) = match_sources(tensors, [spec_of(name, **options).source(source_name)])
-    source = spec_of(name).source(source_name)
-    rules, tensors = (
-        match.rules,
-        {
-            tensor: array
-            for tensor, array in tensors.items()
-            if not any(matches(pattern, tensor) for pattern in source.ignore)
-        },
-    )
-    options |= options_of(spec_of(name, **options), tensors, rules)
-    like = _leaves_of(name, tuple(options.items()))
+    rules = match.rules
+    tensors = {
+        tensor: array
+        for tensor, array in tensors.items()
+        if not any(matches(pattern, tensor) for pattern in source.ignore)
+    }
+    found = options_of(spec_of(name, **options), tensors, rules)
+    like = _leaves_of(name, tuple({**options, **found}.items()))
     wanted = {target: tuple(leaf.shape) for target, leaf in named_leaves(like)}
-    fitting = sum(_fits(target, shape, tensors, rules) for target, shape in wanted.items())
+    index = RuleIndex(rules)
+    fitting = sum(_fits(target, shape, tensors, index) for target, shape in wanted.items())
     try:
         convert(tensors, rules, like)
         is_exact = True
@@ -159,7 +165,7 @@ def _compare(name: str, source_name: str, tensors: Mapping[str, np.ndarray]) -> 
         is_exact = False
     return Guess(
         architecture=name,
-        options=tuple(options.items()),
+        options=tuple(found.items()),
         source=source_name,
         prefix=match.prefix,
         fitting=fitting,
@@ -180,12 +186,12 @@ def _fits(
     target: str,
     shape: tuple[int, ...],
     tensors: Mapping[str, np.ndarray],
-    rules: Sequence[Rule],
+    index: RuleIndex,
 ) -> bool:
     """Whether there is a tensor for a leaf, of the right shape where they pair up one to one."""
-    for rule in rules:
+    for rule in index.leading_to(target):
         sources = rule.sources_for(target)
-        if not sources or any(source not in tensors for source in sources):
+        if any(source not in tensors for source in sources):
             continue
         if rule.parts > 1:
             return True
