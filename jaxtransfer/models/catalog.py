@@ -23,7 +23,7 @@ from jaxtransfer.tree import nearest
 
 # The modules of this package whose FAMILIES are the zoo, in the order of the lists. They are
 # imported when the first network is asked for.
-_MODULES = ("resnet",)
+_MODULES = ("resnet", "vit", "clip")
 
 
 @functools.cache
