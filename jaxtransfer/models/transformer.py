@@ -227,7 +227,7 @@ def flax_layer_norm(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def flax_attention(source: str, target: str, heads: int) -> tuple[Rule, ...]:
-    """Flax Linen's `MultiHeadDotProductAttention`, which keeps the heads on an axis of their own."""
+    """`MultiHeadDotProductAttention` of Flax Linen, which keeps heads on an axis of their own."""
 
     def projection(part: str, leaf: str, layout: str) -> Rule:
         return Rule(f"{source}/{part}/{leaf}", f"params/{target}/{part}/{leaf}", layout)

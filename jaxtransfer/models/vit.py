@@ -298,7 +298,7 @@ def torch_block(
 
 
 def timm_rules(design: Design, registers: str = "reg_token") -> tuple[Rule, ...]:
-    """timm's `VisionTransformer`; DINOv2's own files differ in the name of the registers alone."""
+    """`VisionTransformer` of timm; DINOv2's own files differ in the name of the registers alone."""
     block, pool = "blocks.{i}", "attn_pool"
     return (
         *torch_layer("patch_embed.proj", "embed/patch", bias=True),
@@ -323,7 +323,7 @@ def timm_rules(design: Design, registers: str = "reg_token") -> tuple[Rule, ...]
 
 
 def torchvision_rules() -> tuple[Rule, ...]:
-    """torchvision's `VisionTransformer`."""
+    """`VisionTransformer` of torchvision."""
     block = "encoder.layers.encoder_layer_{i}"
     attention = f"{block}.self_attention"
     return (
