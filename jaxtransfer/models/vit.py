@@ -705,6 +705,8 @@ def _check(
     if design.activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         problems.append(f"activation {design.activation!r}, expected one of {known}")
+    if not isinstance(design.registers, int) or design.registers < 0:
+        problems.append(f"registers {design.registers}, expected a number from 0")
     for option, rate in {"dropout": dropout, "drop_path": drop_path}.items():
         if not 0 <= rate < 1:
             problems.append(f"{option} {rate}, expected a rate from 0, below 1")
