@@ -116,6 +116,21 @@ LAYOUTS: Mapping[str, Kind] = {
         arguments=("heads",),
         sizes=(("qkv", 3),),
     ),
+    "join_heads": Kind(
+        "i heads d -> i (heads d)",
+        "a query, key or value projection of Flax: (in, heads, head size) to (in, out)",
+        arguments=("heads",),
+    ),
+    "join_heads_bias": Kind(
+        "heads d -> (heads d)", "the bias of such a projection", arguments=("heads",)
+    ),
+    "join_heads_out": Kind(
+        "heads d o -> (heads d) o",
+        "the output projection of Flax's attention: (heads, head size, out) to (in, out)",
+        arguments=("heads",),
+    ),
+    "token": Kind("d -> 1 1 d", "a learned token: (features) to (1, 1, features)"),
+    "tokens": Kind("t d -> 1 t d", "learned tokens: (tokens, features) to (1, tokens, features)"),
 }
 """Every layout by name; a new one is a line here."""
 

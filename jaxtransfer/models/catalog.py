@@ -37,6 +37,8 @@ _MODULES = (
     "mobilenet_v3",
     "efficientnet",
     "convnext",
+    "vit",
+    "clip",
     "swin",
     "mixer",
 )

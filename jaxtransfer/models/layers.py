@@ -305,15 +305,22 @@ class StochasticDepth(nn.Module):
 
     Source: Huang et al. 2016, arXiv 1603.09382. The others are scaled up by 1 / (1 - rate), so that
     nothing has to change in evaluation.
+
+    Attributes:
+        rate: below 1; an array where layers with rates of their own are scanned over.
     """
 
-    rate: float
+    rate: float | jax.Array
 
     @nn.compact
     def __call__(self, branch: jax.Array, *, train: bool) -> jax.Array:
         """The branch (batch, …), with zeros for the examples that it is left out of."""
-        axes = tuple(range(1, branch.ndim))
-        return nn.Dropout(self.rate, broadcast_dims=axes)(branch, deterministic=not train)
+        if not train or (isinstance(self.rate, (int, float)) and self.rate == 0):
+            return branch
+        share = 1.0 - self.rate
+        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        stays = jax.random.bernoulli(self.make_rng("dropout"), share, shape)
+        return jnp.where(stays, branch / jnp.asarray(share, branch.dtype), 0)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:

@@ -191,7 +191,9 @@ def options_of(
         shape = list(_shape_of(f"params/{embedding.path}", tensors, rules))
         patches = shape[-2] - embedding.prefix if len(shape) > 1 else 0
         side = math.isqrt(max(patches, 0))
-        if side and side**2 == patches:
+        # Another size may give as many patches, one that they do not cover to the rim.
+        usual = math.prod(length // embedding.patch for length in spec.input_size or (0, 0))
+        if side and side**2 == patches != usual:
             found["input_size"] = (side * embedding.patch, side * embedding.patch)
     return {name: value for name, value in found.items() if value != known[name]}
 

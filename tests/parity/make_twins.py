@@ -71,7 +71,7 @@ def grid_values(name: str, shape: tuple[int, ...]) -> np.ndarray:
     if last in ("running_var", "moving_variance", "var") or is_scale:
         return (1 + steps / 4).astype(np.float32)
     if len(shape) < 2:
-        return (steps / 8).astype(np.float32)
+        return np.asarray(steps / 8, np.float32)
     fan_in = np.prod(shape) / max(shape[0], 1)
     return (steps * 2.0 ** np.round(np.log2(1.6 / np.sqrt(fan_in)))).astype(np.float32)
 
