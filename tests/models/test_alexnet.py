@@ -91,7 +91,7 @@ def test_normalisation_and_pooling_change_places():
     assert not np.allclose(maps[0], maps[1], rtol=1e-3)
     kernel, bias = before.params["conv1"]["kernel"], before.params["conv1"]["bias"]
     convolved = jax.lax.conv_general_dilated(
-        inputs, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        jnp.asarray(inputs), kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     rectified = np.maximum(np.asarray(convolved) + np.asarray(bias), 0)  # 8x8, pooled to 4x4
     padded = np.pad(rectified, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=-np.inf)

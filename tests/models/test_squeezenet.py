@@ -202,7 +202,7 @@ def test_its_accuracy_on_one_image_of_each_class(real_data, compressed):
     labels = np.array([synsets.index(name.split("_")[0]) for name in names])
     best = np.argsort(-np.asarray(jt.predict(compressed, crops)), axis=1)[:, :5]
     right = best == labels[:, None]
-    assert right[:, 0].mean() == 0.635 and right.any(1).mean() == 0.838
+    assert (right[:, 0].sum(), right.any(1).sum()) == (635, 838)  # of 1,000
 
 
 @pytest.mark.pretrained
@@ -226,5 +226,5 @@ def test_a_ridge_probe_tells_ants_from_bees(real_data, features):
     bees = np.array(["/bees/" in name for name in names])
     trains = np.array([name.startswith("train/") for name in names])
     probe = RidgeClassifierCV(alphas=np.logspace(-3, 6, 19)).fit(found[trains], bees[trains])
-    right = probe.predict(found[~trains]) == bees[~trains]
-    assert right.sum() == 142 and round(right.mean(), 3) == 0.928
+    right = np.equal(probe.predict(found[~trains]), bees[~trains])
+    assert right.size == 153 and right.sum() == 142  # 92.8 %
