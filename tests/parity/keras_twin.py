@@ -1,4 +1,4 @@
-"""Twins from networks of Keras, which TensorFlow runs: its "SAME" poolings leave the padding out."""
+"""Twins from networks of Keras, which TensorFlow runs: its "SAME" poolings leave out padding."""
 
 from __future__ import annotations
 
