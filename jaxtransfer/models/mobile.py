@@ -248,8 +248,10 @@ class MobileNet(nn.Module):
             case "stem":
                 return self._stem(x, train)
             case "last_conv":
-                kind = {"activation": self.activation, "name": stage}
-                return ConvNorm(self.last_width, 1, self.conventions, **kind)(x, train=train)
+                last = ConvNorm(
+                    self.last_width, 1, self.conventions, activation=self.activation, name=stage
+                )
+                return last(x, train=train)
             case "pool":
                 return global_mean(x)
             case "hidden":

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import flax.linen as nn
 
+from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
 from jaxtransfer.models.mobile import (
@@ -216,6 +217,8 @@ def mobilenet_v1(
     conventions = Conventions(padding, epsilon, momentum, use_bias)
     width = WIDTHS[name] if width is None else width
     check_options(name, conventions, ("symmetric", "same", "end"), width=width, dropout=dropout)
+    if activation not in ("relu6", "relu"):
+        raise ModelError(f"{name}: expected activation 'relu6' or 'relu', found {activation!r}")
     counts = block_counts(name, blocks, tuple(count for _, count, _ in STAGES))
     layers = tuple(
         tuple(

@@ -457,7 +457,7 @@ def v2_keras() -> Twin:
 # The third version
 
 _LARGE = {"width": 0.1, "blocks": [1, 1, 2, 2, 1, 1], "hidden_width": 24}
-_SMALL = {"width": 0.25, "blocks": [1, 2, 1, 1, 2], "hidden_width": 24}
+_SMALL = {"width": 0.25, "blocks": [1, 2, 1, 1, 1], "hidden_width": 24}
 
 # Kernel, expanded channels, channels, squeeze-and-excitation, activation, stride of each block, at
 # these widths, in stages.
@@ -474,7 +474,7 @@ _SMALL_BLOCKS = (
     ((3, 40, 8, False, "RE", 2), (3, 32, 8, False, "RE", 1)),
     ((5, 32, 16, True, "HS", 2),),
     ((5, 48, 16, True, "HS", 1),),
-    ((5, 96, 24, True, "HS", 2), (5, 144, 24, True, "HS", 1)),
+    ((5, 96, 24, True, "HS", 2),),
 )
 _TIMM_LARGE = [
     ["ds_r1_k3_s1_e1_c16_nre"],
@@ -490,7 +490,7 @@ _TIMM_SMALL_MINIMAL = [
     ["ir_r1_k3_s2_e4.5_c24", "ir_r1_k3_s1_e3.67_c24"],
     ["ir_r1_k3_s2_e4_c40"],
     ["ir_r1_k3_s1_e3_c48"],
-    ["ir_r2_k3_s2_e6_c96"],
+    ["ir_r1_k3_s2_e6_c96"],
     ["cn_r1_k1_s1_c576"],
 ]
 
