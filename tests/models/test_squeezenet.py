@@ -226,5 +226,5 @@ def test_a_ridge_probe_tells_ants_from_bees(real_data, features):
     bees = np.array(["/bees/" in name for name in names])
     trains = np.array([name.startswith("train/") for name in names])
     probe = RidgeClassifierCV(alphas=np.logspace(-3, 6, 19)).fit(found[trains], bees[trains])
-    right = np.equal(probe.predict(found[~trains]), bees[~trains])
+    right = np.asarray(probe.predict(found[~trains])) == bees[~trains]
     assert right.size == 153 and right.sum() == 142  # 92.8 %
