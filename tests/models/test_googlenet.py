@@ -23,6 +23,7 @@ CAFFE: dict[str, Any] = {"batch_norm": False, "large_kernel": 5, "last_pool": 3}
 SLIM: dict[str, Any] = {"bn_scale": False, "same_padding": True}
 
 
+@functools.cache
 def small(**options: Any) -> jt.Model:
     """A narrow network with random values in every leaf."""
     return filled(build("googlenet", **{"width": 4, "num_classes": 5, **options}))
@@ -113,13 +114,12 @@ def test_a_frozen_module_runs_as_in_evaluation_among_those_that_train():
     assert {name.split("/")[0] for name in jt.diff(model.stats, moved).changed} == {"inception_5a"}
 
 
-@pytest.mark.parametrize("options", [{}, CAFFE, SLIM])
-@pytest.mark.parametrize("train", [False, True])
-def test_bfloat16_stays_bfloat16(options, train):
+@pytest.mark.parametrize("options", [{}, CAFFE])
+def test_bfloat16_stays_bfloat16(options):
     model = build("googlenet", width=4, dropout=0.0, **options)
     half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), model.params)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.bfloat16)
-    call = functools.partial(model.apply, train=train)
+    call = functools.partial(model.apply, train=True)
     assert jax.eval_shape(call, half, model.stats, images)[0].dtype == jnp.bfloat16
 
 
