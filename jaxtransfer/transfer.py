@@ -40,6 +40,7 @@ from jaxtransfer.models import (
 from jaxtransfer.models.imagenet import BACKGROUND
 from jaxtransfer.models.model import RECEIPT_FILE, WEIGHTS_FILE
 from jaxtransfer.models.timm_config import read_timm_config
+from jaxtransfer.models.weights import agrees
 from jaxtransfer.partition import Plan, resolve_plans
 from jaxtransfer.surgery import adapt_stem, change_input_size, has_head, replace_head
 from jaxtransfer.train import Checkpoints, Settings, cross_entropy, train
@@ -160,10 +161,16 @@ def _told_apart(
     name = str(model)
     if not is_network(name) or Path(name).exists():
         return None, model
-    published = spec_of(name).weights
+    spec = spec_of(name)
+    published = [
+        known
+        for known in spec.weights
+        if agrees(spec.source(known.source), spec) and known.is_fetchable
+    ]
     if not published:
         raise ModelError(
-            f"load({name}): expected weights, found none, and no published ones are known; "
+            f"load({name}): expected weights, found none, and no published ones are known that "
+            "can be fetched by themselves; "
             f'give a file: load("{name}", FILE), or jt.init("{name}") for random ones'
         )
     return name, published[0].reference
@@ -173,15 +180,18 @@ def _published(network: str | Model | None, reference: str | Path) -> Weights | 
     """What is known of the weights that a reference leads to."""
     if not isinstance(network, str) or not is_network(network):
         return None
+    address = str(reference).partition("#")[0]
     known = spec_of(network).weights
-    return next((weights for weights in known if weights.reference == str(reference)), None)
+    return next((w for w in known if w.reference.partition("#")[0] == address), None)
 
 
 def _as_published(model: Model, weights: Weights) -> Model:
     """The model with the preprocessing and the names of classes that its weights come with."""
     if weights.preprocess is not None:
-        how = replace(weights.preprocess, size=model.spec.input_size)
-        model = replace(model, preprocess=how)
+        size = weights.preprocess.size or model.spec.input_size
+        # What was published of accuracy holds for the size that the weights were evaluated at.
+        model = model if size is None else change_input_size(model, size)
+        model = replace(model, preprocess=replace(weights.preprocess, size=size))
     names = imagenet_classes()
     if model.preprocess.label_offset == 1:
         names = (BACKGROUND, *names)

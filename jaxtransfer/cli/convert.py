@@ -78,10 +78,10 @@ def _convert_names(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert_model(options: argparse.Namespace) -> dict[str, Any]:
-    network = () if options.model == "auto" else (options.model,)
+    named = options.model != "auto"
     model = load(
-        *network,
-        options.file,
+        options.model if named else options.file,
+        options.file if named else None,
         source=options.source,
         part=options.part,
         architecture=options.architecture,

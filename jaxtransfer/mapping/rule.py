@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from jaxtransfer.errors import MappingError
@@ -141,28 +141,20 @@ class RuleIndex:
     """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
-        self._by_source: dict[str, list[Rule]] = {}
-        self._by_target: dict[str, list[Rule]] = {}
-        for rule in rules:
-            for names, found in (
-                (rule.sources, self._by_source),
-                (rule.targets, self._by_target),
-            ):
-                for shape in dict.fromkeys(map(_without_digits, names)):
-                    found.setdefault(shape, []).append(rule)
-
-    @property
-    def shapes(self) -> frozenset[str]:
+        self._by_source: dict[str, list[tuple[int, Rule]]] = {}
+        self._by_target: dict[str, list[tuple[int, Rule]]] = {}
+        shapes = []
+        for position, rule in enumerate(rules):
+            for names, found in ((rule.sources, self._by_source), (rule.targets, self._by_target)):
+                for key in dict.fromkeys(map(_key, names)):
+                    found.setdefault(key, []).append((position, rule))
+            shapes += map(_without_digits, rule.sources)
+        self.shapes = frozenset(shapes)
         """The sources' names without their digits."""
-        return frozenset(self._by_source)
 
     def matching(self, source: str) -> list[Rule]:
         """The rules that match a source's name, in their order."""
-        return [
-            rule
-            for rule in self._by_source.get(_without_digits(source), ())
-            if rule.targets_for(source)
-        ]
+        return [r for r in _candidates(self._by_source, source) if r.targets_for(source)]
 
     def first(self, source: str) -> Rule | None:
         """The rule that counts for a source: the first one that matches it and is not tied."""
@@ -170,11 +162,7 @@ class RuleIndex:
 
     def leading_to(self, target: str) -> list[Rule]:
         """The rules that lead to a leaf, in their order."""
-        return [
-            rule
-            for rule in self._by_target.get(_without_digits(target), ())
-            if rule.sources_for(target)
-        ]
+        return [r for r in _candidates(self._by_target, target) if r.sources_for(target)]
 
     def matches(self, source: str) -> bool:
         """Whether a rule matches a source's name."""
@@ -182,7 +170,17 @@ class RuleIndex:
 
     def resembles(self, source: str) -> bool:
         """Whether a rule matches a source's name but for its digits."""
-        return _without_digits(source) in self._by_source
+        return _without_digits(source) in self.shapes
+
+
+def _key(name: str) -> str:
+    """The name itself where it stands for one alone, else without digits and placeholders."""
+    return _without_digits(name) if "{" in name else name
+
+
+def _candidates(found: Mapping[str, list[tuple[int, Rule]]], name: str) -> list[Rule]:
+    both = [*found.get(name, ()), *found.get(_without_digits(name), ())]
+    return [rule for _, rule in sorted(dict(both).items())] if both else []
 
 
 def _without_digits(name: str) -> str:

@@ -130,6 +130,14 @@ class Weights:
     preprocess: Preprocess | None = None
 
     @property
+    def is_fetchable(self) -> bool:
+        """Whether `load` can fetch them by the reference alone: others have no SHA-256 published.
+
+        For these, `REFERENCE#sha256=HEX` is what `load` takes, with the hash of a copy you trust.
+        """
+        return self.reference.startswith("hf://") or "#sha256=" in self.reference
+
+    @property
     def has_imagenet_classes(self) -> bool:
         """Whether the outputs are the classes of ImageNet-1k."""
         return self.top1 is not None or self.data.endswith("ImageNet-1k")

@@ -225,11 +225,11 @@ def _choose(
         return match_sources(names, [spec.source(source)])[0]
     own = _match(names, None, tuple(Rule(name, name) for name in leaves))
     found = [*match_sources(names, spec.sources), own]
-    return max(found, key=lambda match: (match.count, _agrees(match.source, spec)))
+    return max(found, key=lambda match: (match.count, agrees(match.source, spec)))
 
 
-def _agrees(source: Source | None, spec: ModelSpec) -> bool:
-    """Whether a network was built with a source's options: what tells sources of one naming."""
+def agrees(source: Source | None, spec: ModelSpec) -> bool:
+    """Whether a network is built with a source's options: what tells sources of one naming."""
     if source is None:
         return False
     options = dict(spec.options)
