@@ -8,6 +8,7 @@ import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.errors import ModelError
+from jaxtransfer.mapping import RuleIndex
 from jaxtransfer.models import build, families, init, list_models
 from jaxtransfer.models.catalog import _compiled_init, aliases, spec_of
 from jaxtransfer.tree import count_parameters, path_prefixes
@@ -63,6 +64,7 @@ def test_unknown_options_are_told_together():
         build("resnet18", depth=3, wide=2)
 
 
+@pytest.mark.slow  # each takes a second or two, and there are many
 @pytest.mark.parametrize("name", families())
 def test_every_network_of_the_catalog_is_as_its_data_says(name):
     """Head, stem, stages and the targets of all rules exist; the size is the published one."""
@@ -80,11 +82,14 @@ def test_every_network_of_the_catalog_is_as_its_data_says(name):
     assert count_parameters(model.params) == families()[name].parameters[name]
     if spec.position_embedding is not None:
         assert f"params/{spec.position_embedding.path}" in leaves
+    wanted = {(): leaves}
     for source in spec.sources:
-        options = dict(source.options)
-        like = build(name, **options) if options else model
-        wanted = jt.leaf_names({"params": like.params, "stats": like.stats})
-        unfilled = [leaf for leaf in wanted if not any(r.sources_for(leaf) for r in source.rules)]
+        options = tuple(sorted(source.options.items()))
+        if options not in wanted:
+            like = build(name, **source.options)
+            wanted[options] = jt.leaf_names({"params": like.params, "stats": like.stats})
+        index = RuleIndex(spec_of(name, **source.options).rules_for(source.name))
+        unfilled = [leaf for leaf in wanted[options] if not index.leading_to(leaf)]
         assert not unfilled, f"{source.name} has no rules for them"
     known = {source.name for source in spec.sources}
     assert {weights.source for weights in spec.weights} <= known
