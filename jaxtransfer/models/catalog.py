@@ -166,9 +166,11 @@ def _built(name: str, options: Mapping[str, Any]) -> tuple[ModelSpec, nn.Module]
         given["input_size"] = (size, size) if isinstance(size, int) else tuple(size)
     bound = signature.bind(variant, **given)
     bound.apply_defaults()
-    arguments = tuple((key, value) for key, value in bound.arguments.items() if key != "name")
     spec, module = family.build(variant, **given)
-    return replace(spec, options=arguments, weights=family.weights.get(variant, ())), module
+    # Where an option is left to the variant, the builder says what it is.
+    arguments = {**bound.arguments, **dict(spec.options)}
+    known = tuple((key, value) for key, value in arguments.items() if key != "name")
+    return replace(spec, options=known, weights=family.weights.get(variant, ())), module
 
 
 def _init(spec: ModelSpec, module: nn.Module, key: jax.Array) -> Any:

@@ -21,8 +21,8 @@ class Family:
         name: of the family, such as "resnet".
         build: `(name, *, num_classes=…, in_channels=3, input_size=…, …)` to the network's spec and
             its Linen module. Every family takes these three options, and `width` or the like where
-            a network's sizes can be cut down. The spec's `options` and `weights` are left to the
-            catalog.
+            a network's sizes can be cut down. The spec's `weights` are left to the catalog, and so
+            are its `options`, but for those whose default depends on the variant.
         parameters: for each variant, from small to large, the published number of parameters of
             the usual network. These are the names in the catalog.
         aliases: other names, as libraries have them, and the variant and options they stand for.
