@@ -199,6 +199,20 @@ def test_another_file_than_was_asked_for_is_refused_and_deleted(site):
     assert cached_files() == []
 
 
+def test_the_first_digits_of_the_hash_are_enough_and_must_be_right(site):
+    address = serve(site).partition("#")[0]
+    path = hub.resolve(f"{address}#sha256={SHA256[:8]}")
+    assert path.name == f"{SHA256[:8]}-net.safetensors" and path.read_bytes() == CONTENT
+    path.write_bytes(b"damaged")
+    assert hub.resolve(f"{address}#sha256={SHA256[:8]}").read_bytes() == CONTENT
+    with pytest.raises(DownloadError, match=f"SHA-256 {'0' * 8}"):
+        hub.resolve(f"{address}#sha256={'0' * 8}")
+    with pytest.raises(
+        ReferenceNotFoundError, match="64 hexadecimal digits, or the first of them \(8"
+    ):
+        hub.resolve(f"{address}#sha256={SHA256[:7]}")
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [("a%20b/c%2Fd.npz", "c_d.npz"), ("", "file"), ("x" * 300 + ".npz", "x" * 96 + ".npz")],
