@@ -168,8 +168,8 @@ def _parse_web(reference: str) -> tuple[str, str]:
     if digest is None:
         found = f"#{fragment}" if fragment else "no hash"
         raise ReferenceNotFoundError(
-            f"{shown(url)}: expected #sha256= and 64 hexadecimal digits, or the first of them (8 at "
-            "least), behind the URL, found "
+            f"{shown(url)}: expected #sha256= and 64 hexadecimal digits, or the first "
+            "of them (8 at least), behind the URL, found "
             f"{found}; the hash by which the file would be known must come from its publisher or, "
             "for a copy that you trust, from `sha256sum FILE` (files of huggingface.co need none: "
             "write hf://ORG/NAME/FILE)"

@@ -208,7 +208,7 @@ def test_the_first_digits_of_the_hash_are_enough_and_must_be_right(site):
     with pytest.raises(DownloadError, match=f"SHA-256 {'0' * 8}"):
         hub.resolve(f"{address}#sha256={'0' * 8}")
     with pytest.raises(
-        ReferenceNotFoundError, match="64 hexadecimal digits, or the first of them \(8"
+        ReferenceNotFoundError, match="or the first of them"
     ):
         hub.resolve(f"{address}#sha256={SHA256[:7]}")
 
