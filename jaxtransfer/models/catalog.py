@@ -29,6 +29,7 @@ _MODULES = (
     "googlenet",
     "inception",
     "resnet",
+    "cifar_resnet",
     "regnet",
     "squeezenet",
     "densenet",
