@@ -114,6 +114,7 @@ def _sources(layers: Layers) -> tuple[Source, ...]:
         Source(
             "keras",
             _keras_rules(layers),
+            INCEPTION,
             {"padding": "end", "epsilon": 1e-3, "momentum": 0.99},
         ),
         Source("timm", timm_rules(layers), INCEPTION_BICUBIC),
