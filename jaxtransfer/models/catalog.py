@@ -39,6 +39,8 @@ _MODULES = (
     "efficientnet",
     "convnext",
     "vit",
+    "deit",
+    "dinov2",
     "clip",
     "swin",
     "mixer",
