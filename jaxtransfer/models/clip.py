@@ -18,15 +18,13 @@ from dataclasses import replace
 
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
-from jaxtransfer.models.naming import torch_layer, torch_layer_norm
+from jaxtransfer.models.naming import flax_layer, flax_layer_norm, torch_layer, torch_layer_norm
 from jaxtransfer.models.preprocessing import INCEPTION_BICUBIC
 from jaxtransfer.models.published import timm_weights
 from jaxtransfer.models.spec import Preprocess, Source, Weights
 from jaxtransfer.models.transformer import (
     PROJECTIONS,
     flax_attention,
-    flax_layer,
-    flax_layer_norm,
     torch_attention,
     torch_joined,
 )

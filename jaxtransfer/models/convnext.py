@@ -31,7 +31,7 @@ from jaxtransfer.models.naming import torch_layer, torch_layer_norm
 from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC
 from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
 from jaxtransfer.models.transformer import LayerScale
 
 PAPER = "https://arxiv.org/abs/2201.03545"
@@ -427,8 +427,7 @@ def convnext(
             f"{name}: expected an input_size of at least 32, which the stages halve to 1, "
             f"found {input_size}"
         )
-    if not 0 <= drop_path < 1:
-        raise ModelError(f"{name}: expected drop_path from 0 to below 1, found {drop_path}")
+    check_rates(name, drop_path=drop_path)
     module = ConvNeXt(blocks, width, num_classes, variant.v2, drop_path, norm_epsilon)
     spec = ModelSpec(
         name=name,

@@ -43,7 +43,7 @@ from jaxtransfer.models.naming import (
 from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC
 from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
 
 PAPER = "https://arxiv.org/abs/1608.06993"
 
@@ -310,8 +310,7 @@ def densenet(
     check_sizes(name, num_classes, **sizes, **layers)
     if not blocks:
         raise ModelError(f"{name}: expected at least one block, found blocks=()")
-    if not 0 <= dropout < 1:
-        raise ModelError(f"{name}: expected dropout from 0, below 1, found {dropout}")
+    check_rates(name, dropout=dropout)
     module = DenseNet(
         blocks=blocks,
         growth=growth,

@@ -53,7 +53,7 @@ from jaxtransfer.models.naming import (
 from jaxtransfer.models.preprocessing import INCEPTION
 from jaxtransfer.models.published import torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Preprocess, Source
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
 
 PAPER = "https://arxiv.org/abs/1409.4842"
 
@@ -391,8 +391,7 @@ def googlenet(
     )
     if large_kernel % 2 == 0:
         raise ModelError(f"{name}: expected an odd large_kernel, found {large_kernel}")
-    if not 0 <= dropout < 1:
-        raise ModelError(f"{name}: expected dropout from 0, below 1, found {dropout}")
+    check_rates(name, dropout=dropout)
     module = GoogLeNet(
         width=width,
         num_classes=num_classes,

@@ -46,7 +46,7 @@ from jaxtransfer.models.naming import (
 from jaxtransfer.models.preprocessing import IMAGENET_BICUBIC, INCEPTION
 from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
 
 PAPER = "https://arxiv.org/abs/1512.00567"
 
@@ -463,8 +463,7 @@ def inception_v3(
             f"{name}: expected an input_size of at least {_SMALLEST}, of which one pixel is left "
             f"behind the last block, found {height}x{breadth}"
         )
-    if not 0 <= dropout < 1:
-        raise ModelError(f"{name}: expected dropout from 0, below 1, found {dropout}")
+    check_rates(name, dropout=dropout)
     module = InceptionV3(
         width=width,
         num_classes=num_classes,

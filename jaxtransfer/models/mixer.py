@@ -23,16 +23,14 @@ from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
 from jaxtransfer.models.layers import StochasticDepth, classify
-from jaxtransfer.models.naming import torch_layer, torch_layer_norm
+from jaxtransfer.models.naming import flax_layer, flax_layer_norm, torch_layer, torch_layer_norm
 from jaxtransfer.models.preprocessing import INCEPTION, INCEPTION_BICUBIC
 from jaxtransfer.models.published import timm_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
 from jaxtransfer.models.transformer import (
     Mlp,
     drop_path_rates,
-    flax_layer,
-    flax_layer_norm,
     scan_blocks,
 )
 
@@ -277,8 +275,7 @@ def mixer(
         raise ModelError(f"{name}: expected an even width, found {width}")
     if activation not in GELUS:
         raise ModelError(f"{name}: expected activation in {GELUS}, found {activation!r}")
-    if not 0 <= drop_path < 1:
-        raise ModelError(f"{name}: expected drop_path from 0 to below 1, found {drop_path}")
+    check_rates(name, drop_path=drop_path)
     module = Mixer(
         patch=variant.patch,
         image_size=(height, breadth),

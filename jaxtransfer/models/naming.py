@@ -73,6 +73,22 @@ def keras_batch_norm(source: str, target: str, *, scale: bool = True) -> tuple[R
     return (Rule(f"{group}/gamma:0", f"params/{target}/scale"), *rules) if scale else rules
 
 
+def flax_layer(source: str, target: str) -> tuple[Rule, ...]:
+    """A convolution or a dense layer of Flax Linen with a bias."""
+    return (
+        Rule(f"{source}/kernel", f"params/{target}/kernel"),
+        Rule(f"{source}/bias", f"params/{target}/bias"),
+    )
+
+
+def flax_layer_norm(source: str, target: str) -> tuple[Rule, ...]:
+    """A LayerNorm of Flax Linen."""
+    return (
+        Rule(f"{source}/scale", f"params/{target}/scale"),
+        Rule(f"{source}/bias", f"params/{target}/bias"),
+    )
+
+
 def caffe_layer(source: str, target: str, layout: str = "conv") -> tuple[Rule, ...]:
     """A Convolution or InnerProduct layer of Caffe with its bias: `SOURCE/0` and `SOURCE/1`."""
     return (

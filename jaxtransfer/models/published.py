@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from jaxtransfer.models.spec import Preprocess, Weights
 
+SWAG_DATA = "3.6 billion images of Instagram with hashtags, then ImageNet-1k"
+"""What the networks of https://github.com/facebookresearch/SWAG were trained on."""
+
 
 def torchvision_weights(
     file: str,

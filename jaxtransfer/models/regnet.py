@@ -27,7 +27,7 @@ from jaxtransfer.models.naming import (
     torch_squeeze_excitation,
 )
 from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC
-from jaxtransfer.models.published import timm_weights, torchvision_weights
+from jaxtransfer.models.published import SWAG_DATA, timm_weights, torchvision_weights
 from jaxtransfer.models.resnet import (
     Design,
     ResNet,
@@ -304,7 +304,6 @@ ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 _SWAG_PREPROCESS = replace(IMAGENET_BICUBIC, size=(384, 384), crop_fraction=1.0)
-_SWAG_DATA = "3.6 billion images of Instagram with hashtags, then ImageNet-1k"
 
 
 def _swag(file: str, top1: float, *, tuned: bool) -> Weights:
@@ -316,7 +315,7 @@ def _swag(file: str, top1: float, *, tuned: bool) -> Weights:
         tuned: whether the whole network was trained on ImageNet, at 384x384, not the head alone.
     """
     how = _SWAG_PREPROCESS if tuned else replace(IMAGENET_BICUBIC, crop_fraction=1.0)
-    return torchvision_weights(file, top1, how, licence="CC-BY-NC-4.0", data=_SWAG_DATA)
+    return torchvision_weights(file, top1, how, licence="CC-BY-NC-4.0", data=SWAG_DATA)
 
 
 _TORCHVISION_WEIGHTS = {

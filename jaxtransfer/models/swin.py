@@ -36,7 +36,7 @@ from jaxtransfer.models.naming import torch_layer, torch_layer_norm
 from jaxtransfer.models.preprocessing import IMAGENET_BICUBIC
 from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
 from jaxtransfer.models.transformer import PROJECTIONS, Mlp, torch_attention, torch_joined
 
 PAPER = "https://arxiv.org/abs/2103.14030"
@@ -429,18 +429,16 @@ VARIANTS = {
     "swin_b": Variant(128, (2, 2, 18, 2), 0.5, resize=238),
 }
 
-# Of the authors: the side of 224 is 0.875 of what images are resized to; timm measures with 0.9.
-PREPROCESS = IMAGENET_BICUBIC
-
 
 def _sources(variant: Variant) -> tuple[Source, ...]:
-    torchvision = replace(PREPROCESS, crop_fraction=224 / variant.resize)
+    """The authors crop 0.875 of the resized images' sides, all others something else."""
+    torchvision = replace(IMAGENET_BICUBIC, crop_fraction=224 / variant.resize)
     # Its images are resized to 224 as a whole, the longer side squeezed.
-    transformers = replace(PREPROCESS, crop_fraction=1.0)
+    transformers = replace(IMAGENET_BICUBIC, crop_fraction=1.0)
     return (
         Source("torchvision", _rules(TORCHVISION), torchvision),
-        Source("timm", _rules(TIMM), replace(PREPROCESS, crop_fraction=0.9)),
-        Source("microsoft", _rules(MICROSOFT), PREPROCESS),
+        Source("timm", _rules(TIMM), replace(IMAGENET_BICUBIC, crop_fraction=0.9)),
+        Source("microsoft", _rules(MICROSOFT), IMAGENET_BICUBIC),
         Source("transformers", _rules(TRANSFORMERS), transformers),
     )
 
@@ -491,8 +489,7 @@ def swin(
         )
     if min(input_size) < PATCH:
         raise ModelError(f"{name}: expected an input_size of at least {PATCH}, found {input_size}")
-    if not 0 <= drop_path < 1:
-        raise ModelError(f"{name}: expected drop_path from 0 to below 1, found {drop_path}")
+    check_rates(name, drop_path=drop_path)
     module = Swin(blocks, width, head_width, window, num_classes, drop_path)
     spec = ModelSpec(
         name=name,

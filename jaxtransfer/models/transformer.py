@@ -213,22 +213,6 @@ def torch_joined(
     return Rule(weight, kernels, "dense"), Rule(bias, biases)
 
 
-def flax_layer(source: str, target: str) -> tuple[Rule, ...]:
-    """A convolution or a dense layer of Flax Linen with a bias."""
-    return (
-        Rule(f"{source}/kernel", f"params/{target}/kernel"),
-        Rule(f"{source}/bias", f"params/{target}/bias"),
-    )
-
-
-def flax_layer_norm(source: str, target: str) -> tuple[Rule, ...]:
-    """A LayerNorm of Flax Linen."""
-    return (
-        Rule(f"{source}/scale", f"params/{target}/scale"),
-        Rule(f"{source}/bias", f"params/{target}/bias"),
-    )
-
-
 def flax_attention(source: str, target: str, heads: int) -> tuple[Rule, ...]:
     """`MultiHeadDotProductAttention` of Flax Linen, which keeps heads on an axis of their own."""
 

@@ -27,7 +27,7 @@ from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Builder, Family
 from jaxtransfer.models.layers import ACTIVATIONS
-from jaxtransfer.models.naming import torch_layer, torch_layer_norm
+from jaxtransfer.models.naming import flax_layer, flax_layer_norm, torch_layer, torch_layer_norm
 from jaxtransfer.models.preprocessing import IMAGENET, INCEPTION, INCEPTION_BICUBIC
 from jaxtransfer.models.spec import ModelSpec, PositionEmbedding, Source
 from jaxtransfer.models.stages import check_sizes, stages_between
@@ -38,8 +38,6 @@ from jaxtransfer.models.transformer import (
     Mlp,
     drop_path_rates,
     flax_attention,
-    flax_layer,
-    flax_layer_norm,
     scan_blocks,
     torch_attention,
     torch_joined,
@@ -402,7 +400,7 @@ POOLER = re.compile(r"(.*\.)?pooler\..*")
 _PRE_LOGITS = re.compile(r"(.*[./])?pre_logits[./].*")
 
 
-def vit_sources(design: Design) -> tuple[Source, ...]:
+def _sources(design: Design) -> tuple[Source, ...]:
     """Of ViT. Images are in [-1, 1] except in torchvision."""
     return (
         Source(
@@ -460,7 +458,7 @@ SIZES: Mapping[str, tuple[int, int, int, int]] = {
 PAPER = "https://arxiv.org/abs/2010.11929"
 
 VARIANTS = {
-    f"vit_{size}{patch}": Variant(Design(patch, *SIZES[size]), vit_sources, PAPER)
+    f"vit_{size}{patch}": Variant(Design(patch, *SIZES[size]), _sources, PAPER)
     for size, patch in [
         ("ti", 16),
         ("s", 32),

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC, INCEPTION_BICUBIC
-from jaxtransfer.models.published import timm_weights, torchvision_weights
+from jaxtransfer.models.published import SWAG_DATA, timm_weights, torchvision_weights
 from jaxtransfer.models.spec import Preprocess, Weights
 
 _IMAGENET21K = "ImageNet-21k"
 _IMAGENET21K_1K = "ImageNet-21k, then ImageNet-1k"
-_SWAG = "3.6 billion pictures of Instagram and their hashtags, then ImageNet-1k"
 _UNLABELLED = "ImageNet-1k, without labels"
 
 _FULL = replace(INCEPTION_BICUBIC, crop_fraction=1.0)
@@ -35,7 +34,7 @@ def _timm(
 
 def _swag(file: str, top1: float) -> Weights:
     """Weights of https://github.com/facebookresearch/SWAG."""
-    return torchvision_weights(file, top1, _FULL_IMAGENET, licence="CC-BY-NC-4.0", data=_SWAG)
+    return torchvision_weights(file, top1, _FULL_IMAGENET, licence="CC-BY-NC-4.0", data=SWAG_DATA)
 
 
 def _google(name: str, data: str = _IMAGENET21K_1K) -> Weights:
