@@ -32,8 +32,9 @@ from jaxtransfer.models.layers import (
     max_pool,
 )
 from jaxtransfer.models.naming import caffe_layer, torch_layer
-from jaxtransfer.models.resnet import IMAGENET_PREPROCESS
-from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
+from jaxtransfer.models.preprocessing import CAFFE, IMAGENET
+from jaxtransfer.models.published import torchvision_weights
+from jaxtransfer.models.spec import ModelSpec, Source, Weights
 from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
 
 PAPER_TWO_TOWERS = (
@@ -205,13 +206,8 @@ def _caffe_rules(widths: tuple[int, ...]) -> tuple[Rule, ...]:
 
 # The networks took a mean image away; these are the means of its channels, blue, green and red.
 # Source: examples/00-classification.ipynb of https://github.com/BVLC/caffe
-CAFFE_PREPROCESS = Preprocess(
-    size=(227, 227),
-    channels=3,
-    scale=None,
-    mean=(104.00699, 116.66877, 122.67892),
-    crop_fraction=227 / 256,
-    channel_order="bgr",
+CAFFE_PREPROCESS = replace(
+    CAFFE, size=(227, 227), mean=(104.00699, 116.66877, 122.67892), crop_fraction=227 / 256
 )
 
 
@@ -250,7 +246,7 @@ def alexnet(
         input_size = (variant.side, variant.side)
     module = AlexNet(variant, hidden, num_classes, dropout)
     source = (
-        Source("torchvision", _torchvision_rules(variant.widths), IMAGENET_PREPROCESS)
+        Source("torchvision", _torchvision_rules(variant.widths), IMAGENET)
         if name == "alexnet"
         else Source("caffe", _caffe_rules(variant.widths), CAFFE_PREPROCESS)
     )
@@ -293,13 +289,7 @@ FAMILIES = (
         },
         aliases={"bvlc_reference_caffenet": ("caffenet", {})},
         weights={
-            "alexnet": (
-                Weights(
-                    "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth#sha256=7be5be79",
-                    "torchvision",
-                    top1=56.522,
-                ),
-            ),
+            "alexnet": (torchvision_weights("alexnet-owt-7be5be79", 56.522),),
             # models/bvlc_alexnet and models/bvlc_reference_caffenet of
             # https://github.com/BVLC/caffe, whose readme.md states what follows.
             "bvlc_alexnet": (

@@ -18,13 +18,13 @@ from dataclasses import replace
 
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
-from jaxtransfer.models.naming import torch_layer, torch_layer_norm
+from jaxtransfer.models.naming import flax_layer, flax_layer_norm, torch_layer, torch_layer_norm
+from jaxtransfer.models.preprocessing import INCEPTION_BICUBIC
+from jaxtransfer.models.published import timm_weights
 from jaxtransfer.models.spec import Preprocess, Source, Weights
 from jaxtransfer.models.transformer import (
     PROJECTIONS,
     flax_attention,
-    flax_layer,
-    flax_layer_norm,
     torch_attention,
     torch_joined,
 )
@@ -34,7 +34,6 @@ from jaxtransfer.models.vit import (
     Design,
     Variant,
     builder,
-    symmetric_preprocess,
     timm_rules,
     torch_block,
 )
@@ -165,10 +164,15 @@ def clip_sources(design: Design) -> tuple[Source, ...]:
 
 def siglip_sources(design: Design) -> tuple[Source, ...]:
     """Of SigLIP. timm's networks of these names compute the exact GELU."""
-    preprocess = symmetric_preprocess(1.0)
+    preprocess = replace(INCEPTION_BICUBIC, crop_fraction=1.0)
     return (
         Source("transformers", transformers_rules(), preprocess, ignore=(_TEXT_OF_TRANSFORMERS,)),
-        Source("timm", timm_rules(design), symmetric_preprocess(0.9), {"activation": "gelu"}),
+        Source(
+            "timm",
+            timm_rules(design),
+            replace(INCEPTION_BICUBIC, crop_fraction=0.9),
+            {"activation": "gelu"},
+        ),
         Source("big_vision", big_vision_rules(design), preprocess, ignore=(_TEXT_OF_BIG_VISION,)),
     )
 
@@ -232,13 +236,13 @@ def _openai(name: str) -> Weights:
 
 def _timm_openai(name: str, crop_fraction: float) -> Weights:
     preprocess = replace(CLIP_PREPROCESS, crop_fraction=crop_fraction)
-    return Weights(f"hf://timm/{name}", "timm", "apache-2.0", data=_PAIRS, preprocess=preprocess)
+    return timm_weights(name, preprocess=preprocess, data=_PAIRS)
 
 
 def _siglip_weights(google: str, timm: str) -> tuple[Weights, ...]:
     return (
-        Weights(f"hf://google/{google}", "transformers", "apache-2.0", data=_WEBLI),
-        Weights(f"hf://timm/{timm}.webli", "timm", "apache-2.0", data=_WEBLI),
+        Weights(f"hf://google/{google}", "transformers", "Apache-2.0", data=_WEBLI),
+        timm_weights(f"{timm}.webli", data=_WEBLI),
     )
 
 

@@ -28,8 +28,11 @@ from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
 from jaxtransfer.models.layers import StochasticDepth, classify, conv, global_mean
 from jaxtransfer.models.naming import torch_layer, torch_layer_norm
-from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC
+from jaxtransfer.models.published import timm_weights, torchvision_weights
+from jaxtransfer.models.spec import ModelSpec, Source, Weights
+from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
+from jaxtransfer.models.transformer import LayerScale
 
 PAPER = "https://arxiv.org/abs/2201.03545"
 PAPER_V2 = "https://arxiv.org/abs/2301.00808"
@@ -64,28 +67,21 @@ class GlobalResponseNorm(nn.Module):
         return (scale * (x * shares.astype(x.dtype)) + bias + x).astype(x.dtype)
 
 
-class LayerScale(nn.Module):
-    """Each channel times a learned number (Touvron et al. 2021, arXiv 2103.17239)."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """From (…, channels) to the same shape and dtype."""
-        first = nn.initializers.constant(FIRST_LAYER_SCALE)
-        return (x * self.param("scale", first, (x.shape[-1],), jnp.float32)).astype(x.dtype)
-
-
 class Mlp(nn.Module):
-    """A perceptron over the channels, with four times the channels inside."""
+    """A perceptron over the channels, with four times the channels inside.
+
+    That of transformers, but for what V2 has between its layers.
+    """
 
     response_norm: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """From (batch, height, width, channels) to the same shape."""
-        inner = nn.gelu(nn.Dense(4 * x.shape[-1], name="up")(x), approximate=False)
+        inner = nn.gelu(nn.Dense(4 * x.shape[-1], name="dense1")(x), approximate=False)
         if self.response_norm:
             inner = GlobalResponseNorm(name="grn")(inner)
-        return nn.Dense(x.shape[-1], name="down")(inner)
+        return nn.Dense(x.shape[-1], name="dense2")(inner)
 
 
 class Block(nn.Module):
@@ -107,7 +103,7 @@ class Block(nn.Module):
         x = nn.LayerNorm(epsilon=EPSILON, name="norm")(x)
         x = Mlp(self.response_norm, name="mlp")(x)
         if not self.response_norm:
-            x = LayerScale(name="layer_scale")(x)
+            x = LayerScale(FIRST_LAYER_SCALE, name="layer_scale")(x)
         return inputs + StochasticDepth(self.drop_path)(x, train=train)
 
 
@@ -258,11 +254,11 @@ def _rules(names: _Names, perceptron: str = "dense") -> tuple[Rule, ...]:
             rules += torch_layer_norm(f"{before}.0", f"{here}/norm")
             rules += torch_layer(f"{before}.1", f"{here}/conv", bias=True)
         block, here = names.block(stage), f"stage{stage}/{{j}}"
-        convolution, norm, up, down = (f"{block}.{layer}" for layer in names.layers)
+        convolution, norm, dense1, dense2 = (f"{block}.{layer}" for layer in names.layers)
         rules += torch_layer(convolution, f"{here}/conv", "depthwise", bias=True)
         rules += torch_layer_norm(norm, f"{here}/norm")
-        rules += torch_layer(up, f"{here}/mlp/up", perceptron, bias=True)
-        rules += torch_layer(down, f"{here}/mlp/down", perceptron, bias=True)
+        rules += torch_layer(dense1, f"{here}/mlp/dense1", perceptron, bias=True)
+        rules += torch_layer(dense2, f"{here}/mlp/dense2", perceptron, bias=True)
         for vector, leaf, layout in names.vectors:
             rules += (Rule(f"{block}.{vector}", f"params/{here}/{leaf}", layout),)
     return rules
@@ -375,27 +371,18 @@ V2_VARIANTS = {
 
 VARIANTS = {**V1_VARIANTS, **V2_VARIANTS}
 
-PREPROCESS = Preprocess(
-    size=(224, 224),
-    channels=3,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    interpolation="bicubic",
-    crop_fraction=0.875,
-)
-
 
 def _sources(variant: Variant) -> tuple[Source, ...]:
     timm = _rules(TIMM, "pointwise" if variant.convolutions else "dense")
     transformers = _rules(_transformers("convnextv2" if variant.v2 else "convnext"))
     sources = (
-        Source("timm", timm, PREPROCESS),
-        Source("facebook", _rules(FACEBOOK), PREPROCESS),
-        Source("transformers", transformers, PREPROCESS, TRANSFORMERS_OPTIONS),
+        Source("timm", timm, IMAGENET_BICUBIC),
+        Source("facebook", _rules(FACEBOOK), IMAGENET_BICUBIC),
+        Source("transformers", transformers, IMAGENET_BICUBIC, TRANSFORMERS_OPTIONS),
     )
     if variant.resize is None:
         return sources
-    how = replace(PREPROCESS, interpolation="bilinear", crop_fraction=224 / variant.resize)
+    how = replace(IMAGENET, crop_fraction=224 / variant.resize)
     return (Source("torchvision", _rules(TORCHVISION), how), *sources)
 
 
@@ -440,8 +427,7 @@ def convnext(
             f"{name}: expected an input_size of at least 32, which the stages halve to 1, "
             f"found {input_size}"
         )
-    if not 0 <= drop_path < 1:
-        raise ModelError(f"{name}: expected drop_path from 0 to below 1, found {drop_path}")
+    check_rates(name, drop_path=drop_path)
     module = ConvNeXt(blocks, width, num_classes, variant.v2, drop_path, norm_epsilon)
     spec = ModelSpec(
         name=name,
@@ -468,22 +454,10 @@ FCMAE_1K = "ImageNet-1k, first without labels"
 FCMAE_22K_1K = "ImageNet-1k without labels, then ImageNet-22K, then ImageNet-1k"
 
 
-def _torchvision(file: str, top1: float) -> Weights:
-    sha256 = file.removesuffix(".pth").split("-")[1]
-    url = f"https://download.pytorch.org/models/{file}#sha256={sha256}"
-    return Weights(url, "torchvision", top1=top1)
-
-
-def _timm(
-    name: str, top1: float | None, data: str = "ImageNet-1k", licence: str = "Apache-2.0"
-) -> Weights:
-    return Weights(f"hf://timm/{name}", "timm", licence, top1, data)
-
-
 def _v1_weights(size: str, top1: float) -> tuple[Weights, ...]:
     """Weights of ImageNet-1k alone, accuracies as in the README of facebookresearch/ConvNeXt."""
     return (
-        _timm(f"convnext_{size}.fb_in1k", top1),
+        timm_weights(f"convnext_{size}.fb_in1k", top1),
         Weights(f"{FACEBOOK_FILES}/convnext_{size}_1k_224_ema.pth", "facebook", "MIT", top1),
         Weights(f"hf://facebook/convnext-{size}-224", "transformers", top1=top1),
     )
@@ -493,8 +467,8 @@ def _v1_weights_22k(size: str, top1: float, end: str = "") -> tuple[Weights, ...
     """Weights of ImageNet-22K, with and without training on ImageNet-1k; from the same README."""
     both, before = f"convnext_{size}_22k_1k_224{end}.pth", f"convnext_{size}_22k_224.pth"
     return (
-        _timm(f"convnext_{size}.fb_in22k_ft_in1k", top1, IN22K_1K),
-        _timm(f"convnext_{size}.fb_in22k", None, IN22K),
+        timm_weights(f"convnext_{size}.fb_in22k_ft_in1k", top1, data=IN22K_1K),
+        timm_weights(f"convnext_{size}.fb_in22k", None, data=IN22K),
         Weights(f"{FACEBOOK_FILES}/{both}", "facebook", "MIT", top1, IN22K_1K),
         Weights(f"{FACEBOOK_FILES}/{before}", "facebook", "MIT", None, IN22K),
     )
@@ -504,7 +478,7 @@ def _v2_weights(size: str, top1: float) -> tuple[Weights, ...]:
     """Weights of ImageNet-1k, accuracies as in the README of facebookresearch/ConvNeXt-V2."""
     file, hub = f"im1k/convnextv2_{size}_1k_224_ema.pt", f"convnextv2-{size}-1k-224"
     return (
-        _timm(f"convnextv2_{size}.fcmae_ft_in1k", top1, FCMAE_1K, V2_LICENCE),
+        timm_weights(f"convnextv2_{size}.fcmae_ft_in1k", top1, licence=V2_LICENCE, data=FCMAE_1K),
         Weights(f"{FACEBOOK_FILES}/convnextv2/{file}", "facebook", V2_LICENCE, top1, FCMAE_1K),
         Weights(f"hf://facebook/{hub}", "transformers", None, top1, FCMAE_1K),
     )
@@ -514,36 +488,38 @@ def _v2_weights_22k(size: str, top1: float) -> tuple[Weights, ...]:
     """Weights of ImageNet-22K and then ImageNet-1k, from the same README."""
     file = f"im22k/convnextv2_{size}_22k_224_ema.pt"
     return (
-        _timm(f"convnextv2_{size}.fcmae_ft_in22k_in1k", top1, FCMAE_22K_1K, V2_LICENCE),
+        timm_weights(
+            f"convnextv2_{size}.fcmae_ft_in22k_in1k", top1, licence=V2_LICENCE, data=FCMAE_22K_1K
+        ),
         Weights(f"{FACEBOOK_FILES}/convnextv2/{file}", "facebook", V2_LICENCE, top1, FCMAE_22K_1K),
     )
 
 
 def _timm_in12k(size: str) -> Weights:
-    how = replace(PREPROCESS, crop_fraction=0.95)
-    return replace(_timm(f"convnext_{size}.in12k_ft_in1k", None, IN12K_1K), preprocess=how)
+    how = replace(IMAGENET_BICUBIC, crop_fraction=0.95)
+    return timm_weights(f"convnext_{size}.in12k_ft_in1k", preprocess=how, data=IN12K_1K)
 
 
 WEIGHTS = {
     "convnext_tiny": (
-        _torchvision("convnext_tiny-983f1562.pth", 82.520),
+        torchvision_weights("convnext_tiny-983f1562", 82.520),
         *_v1_weights("tiny", 82.1),
         *_v1_weights_22k("tiny", 82.9),
         _timm_in12k("tiny"),
     ),
     "convnext_small": (
-        _torchvision("convnext_small-0c510722.pth", 83.616),
+        torchvision_weights("convnext_small-0c510722", 83.616),
         *_v1_weights("small", 83.1),
         *_v1_weights_22k("small", 84.6),
         _timm_in12k("small"),
     ),
     "convnext_base": (
-        _torchvision("convnext_base-6075fbad.pth", 84.062),
+        torchvision_weights("convnext_base-6075fbad", 84.062),
         *_v1_weights("base", 83.8),
         *_v1_weights_22k("base", 85.8),
     ),
     "convnext_large": (
-        _torchvision("convnext_large-ea097f82.pth", 84.414),
+        torchvision_weights("convnext_large-ea097f82", 84.414),
         *_v1_weights("large", 84.3),
         *_v1_weights_22k("large", 86.6),
     ),

@@ -17,7 +17,7 @@ https://github.com/keras-team/keras/blob/master/keras/src/applications/densenet.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
@@ -40,8 +40,10 @@ from jaxtransfer.models.naming import (
     torch_batch_norm,
     torch_layer,
 )
-from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC
+from jaxtransfer.models.published import timm_weights, torchvision_weights
+from jaxtransfer.models.spec import ModelSpec, Source, Weights
+from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
 
 PAPER = "https://arxiv.org/abs/1608.06993"
 
@@ -261,24 +263,13 @@ VARIANTS = {
     "densenet161": Variant((6, 12, 36, 24), growth=48),
 }
 
-# ImageNet's usual channel means and deviations, as torchvision documents them for its weights:
-# https://docs.pytorch.org/vision/stable/models.html. Keras's mode "torch" has the same.
-IMAGENET_PREPROCESS = Preprocess(
-    size=(224, 224),
-    channels=3,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    crop_fraction=0.875,
-)
-
 
 def _sources(blocks: tuple[int, ...]) -> tuple[Source, ...]:
     torch_rules = _torch_rules(blocks)
-    timm_preprocess = replace(IMAGENET_PREPROCESS, interpolation="bicubic")
     return (
-        Source("torchvision", torch_rules, IMAGENET_PREPROCESS),
-        Source("timm", torch_rules, timm_preprocess),
-        Source("keras", _keras_rules(blocks), IMAGENET_PREPROCESS, {"epsilon": 1.001e-5}),
+        Source("torchvision", torch_rules, IMAGENET),
+        Source("timm", torch_rules, IMAGENET_BICUBIC),
+        Source("keras", _keras_rules(blocks), IMAGENET, {"epsilon": 1.001e-5}),
     )
 
 
@@ -319,8 +310,7 @@ def densenet(
     check_sizes(name, num_classes, **sizes, **layers)
     if not blocks:
         raise ModelError(f"{name}: expected at least one block, found blocks=()")
-    if not 0 <= dropout < 1:
-        raise ModelError(f"{name}: expected dropout from 0, below 1, found {dropout}")
+    check_rates(name, dropout=dropout)
     module = DenseNet(
         blocks=blocks,
         growth=growth,
@@ -342,16 +332,6 @@ def densenet(
     return spec, module
 
 
-def _torchvision(file: str, top1: float) -> Weights:
-    digest = file.removesuffix(".pth").rpartition("-")[2]
-    url = f"https://download.pytorch.org/models/{file}#sha256={digest}"
-    return Weights(url, "torchvision", top1=top1)
-
-
-def _timm(name: str) -> Weights:
-    return Weights(f"hf://timm/{name}", "timm", "Apache-2.0")
-
-
 def _keras(name: str, top1: float) -> Weights:
     folder = "https://storage.googleapis.com/tensorflow/keras-applications/densenet"
     return Weights(f"{folder}/{name}_weights_tf_dim_ordering_tf_kernels.h5", "keras", top1=top1)
@@ -371,24 +351,24 @@ DENSENETS = Family(
     # Accuracies as torchvision and https://keras.io/api/applications state them.
     weights={
         "densenet121": (
-            _torchvision("densenet121-a639ec97.pth", 74.434),
-            _timm("densenet121.ra_in1k"),
-            _timm("densenet121.tv_in1k"),
+            torchvision_weights("densenet121-a639ec97", 74.434),
+            timm_weights("densenet121.ra_in1k"),
+            timm_weights("densenet121.tv_in1k"),
             _keras("densenet121", 75.0),
         ),
         "densenet169": (
-            _torchvision("densenet169-b2777c0a.pth", 75.600),
-            _timm("densenet169.tv_in1k"),
+            torchvision_weights("densenet169-b2777c0a", 75.600),
+            timm_weights("densenet169.tv_in1k"),
             _keras("densenet169", 76.2),
         ),
         "densenet201": (
-            _torchvision("densenet201-c1103571.pth", 76.896),
-            _timm("densenet201.tv_in1k"),
+            torchvision_weights("densenet201-c1103571", 76.896),
+            timm_weights("densenet201.tv_in1k"),
             _keras("densenet201", 77.3),
         ),
         "densenet161": (
-            _torchvision("densenet161-8d451a50.pth", 77.138),
-            _timm("densenet161.tv_in1k"),
+            torchvision_weights("densenet161-8d451a50", 77.138),
+            timm_weights("densenet161.tv_in1k"),
         ),
     },
 )

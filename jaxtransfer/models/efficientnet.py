@@ -31,7 +31,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
@@ -43,15 +42,24 @@ from jaxtransfer.models.efficientnet_weights import (
     v2_weights,
 )
 from jaxtransfer.models.family import Family
-from jaxtransfer.models.layers import BatchNorm, StochasticDepth, classify, conv, global_mean
+from jaxtransfer.models.layers import (
+    BatchNorm,
+    SqueezeExcitation,
+    StochasticDepth,
+    classify,
+    conv,
+    global_mean,
+    round_channels,
+)
 from jaxtransfer.models.naming import (
     keras_batch_norm,
     keras_layer,
     torch_batch_norm,
     torch_layer,
+    torch_squeeze_excitation,
 )
 from jaxtransfer.models.spec import ModelSpec, Source
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.stages import check_choice, check_rates, check_sizes, stages_between
 
 V1_PAPER = "https://arxiv.org/abs/1905.11946"
 V2_PAPER = "https://arxiv.org/abs/2104.00298"
@@ -142,26 +150,6 @@ class ConvNorm(nn.Module):
         return nn.silu(x) if self.activates else x
 
 
-class SqueezeExcitation(nn.Module):
-    """Each channel times a weight in (0, 1) that depends on the means of all channels.
-
-    Source: Hu et al. 2018, arXiv 1709.01507, section 3, with SiLU between its two layers.
-
-    Attributes:
-        features: channels between the layers.
-    """
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """From (batch, height, width, channels) to the same shape."""
-        weights = jnp.mean(x, axis=(1, 2), keepdims=True)
-        weights = nn.silu(conv(self.features, 1, use_bias=True, name="reduce")(weights))
-        weights = conv(x.shape[-1], 1, use_bias=True, name="expand")(weights)
-        return x * nn.sigmoid(weights)
-
-
 class Block(nn.Module):
     """MBConv or Fused-MBConv: the input is added where the shape stays.
 
@@ -191,7 +179,7 @@ class Block(nn.Module):
         x = inputs
         for part in self.row.parts:
             if part == "squeeze_excitation":
-                x = SqueezeExcitation(max(1, channels // 4), name=part)(x)
+                x = SqueezeExcitation(max(1, channels // 4), "silu", name=part)(x)
             else:
                 x = self._layer(part, channels)(x, train=train)
         if self.stride > 1 or channels != self.row.features:
@@ -320,8 +308,7 @@ def _torchvision_rules(rows: Sequence[Row]) -> tuple[Rule, ...]:
             source = f"features.{number}.{{i}}.block.{index}"
             target = f"stage{number}/{{i}}/{part}"
             if part == "squeeze_excitation":
-                rules += torch_layer(f"{source}.fc1", f"{target}/reduce", bias=True)
-                rules += torch_layer(f"{source}.fc2", f"{target}/expand", bias=True)
+                rules += torch_squeeze_excitation(f"{source}.fc1", f"{source}.fc2", target)
             else:
                 rules += conv_norm(source, target)
     return (*rules, *torch_layer("classifier.1", "head", "dense", bias=True))
@@ -353,9 +340,8 @@ def _timm_rules(rows: Sequence[Row]) -> tuple[Rule, ...]:
             rules += torch_layer(f"{source}.{name}", f"{target}/{part}/conv")
             rules += torch_batch_norm(f"{source}.bn{number}", f"{target}/{part}/bn")
         if "squeeze_excitation" in row.parts:
-            for layer in ("reduce", "expand"):
-                there, here = f"se.conv_{layer}", f"squeeze_excitation/{layer}"
-                rules += torch_layer(f"{source}.{there}", f"{target}/{here}", bias=True)
+            reduce, expand = f"{source}.se.conv_reduce", f"{source}.se.conv_expand"
+            rules += torch_squeeze_excitation(reduce, expand, f"{target}/squeeze_excitation")
     return tuple(rules)
 
 
@@ -381,9 +367,8 @@ def _keras_rules(rows: Sequence[Row]) -> tuple[Rule, ...]:
         for part in row.parts:
             if part == "squeeze_excitation":
                 for layer in ("reduce", "expand"):
-                    rules += keras_layer(
-                        f"{source}_se_{layer}", f"{target}/{part}/{layer}", bias=True
-                    )
+                    there, here = f"{source}_se_{layer}", f"{target}/{part}/{layer}"
+                    rules += keras_layer(there, here, "pointwise_keras", bias=True)
                 continue
             convolution, norm = (f"{source}_{name}" for name in names[part])
             target_conv = f"{target}/{part}/conv"
@@ -420,8 +405,8 @@ def _transformers_rules(rows: Sequence[Row]) -> tuple[Rule, ...]:
         for part in row.parts:
             here = f"{target}/{part}"
             if part == "squeeze_excitation":
-                rules += torch_layer(f"{source}.squeeze_excite.reduce", f"{here}/reduce", bias=True)
-                rules += torch_layer(f"{source}.squeeze_excite.expand", f"{here}/expand", bias=True)
+                there = f"{source}.squeeze_excite"
+                rules += torch_squeeze_excitation(f"{there}.reduce", f"{there}.expand", here)
                 continue
             convolution, norm = (f"{source}.{name}" for name in names[part])
             rules += torch_layer(convolution, f"{here}/conv")
@@ -545,16 +530,6 @@ VARIANTS = {**V1_VARIANTS, **V2_VARIANTS}
 TOP_FEATURES = 1280  # before scaling, in all networks
 
 
-def round_channels(channels: float) -> int:
-    """The nearest multiple of 8, at least 8, and not more than a tenth below `channels`.
-
-    >>> [round_channels(channels) for channels in (16, 17.6, 35.2, 10)]
-    [16, 16, 32, 16]
-    """
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
 def efficientnet(
     name: str,
     *,
@@ -597,9 +572,8 @@ def efficientnet(
     depth = variant.depth if depth is None else depth
     dropout = variant.dropout if dropout is None else dropout
     _check_positive(name, width=width, depth=depth)
-    _check_rates(name, dropout=dropout, drop_path=drop_path)
-    if padding not in (None, "SAME"):
-        raise ModelError(f"{name}: expected padding None or 'SAME', found {padding!r}")
+    check_rates(name, dropout=dropout, drop_path=drop_path)
+    check_choice(name, "padding", padding, (None, "SAME"))
     own = variant.convention
     rows = tuple(
         replace(
@@ -640,12 +614,6 @@ def _check_positive(name: str, **numbers: float) -> None:
     wrong = {key: number for key, number in numbers.items() if not number > 0}
     if wrong:
         raise ModelError(f"{name}: expected numbers above 0, found {wrong}")
-
-
-def _check_rates(name: str, **rates: float) -> None:
-    wrong = {key: rate for key, rate in rates.items() if not 0 <= rate < 1}
-    if wrong:
-        raise ModelError(f"{name}: expected rates from 0 to below 1, found {wrong}")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -9,7 +9,10 @@ Keras at https://keras.io/api/applications.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from jaxtransfer.models.preprocessing import IMAGENET, INCEPTION
+from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import Preprocess, Weights
 
 
@@ -20,11 +23,9 @@ def prepared(
 
     They are normalised by ImageNet's means and deviations, or `centred`: brought to [-1, 1].
     """
-    return Preprocess(
+    return replace(
+        INCEPTION if centred else IMAGENET,
         size=(size, size),
-        channels=3,
-        mean=(0.5, 0.5, 0.5) if centred else (0.485, 0.456, 0.406),
-        std=(0.5, 0.5, 0.5) if centred else (0.229, 0.224, 0.225),
         interpolation=interpolation,
         crop_fraction=size / (resized or size),
     )
@@ -159,7 +160,7 @@ def v2_weights(name: str) -> tuple[Weights, ...]:
 
 def _torch_weights(name: str) -> tuple[Weights, ...]:
     return (
-        *(_torchvision_weights(*row) for row in _TORCHVISION_WEIGHTS[name]),
+        *(torchvision_weights(*row) for row in _TORCHVISION_WEIGHTS[name]),
         *(
             _timm_weights(f"{name}.{tag}", "timm", top1, preprocess)
             for tag, top1, preprocess in _TIMM_WEIGHTS.get(name, ())
@@ -167,17 +168,11 @@ def _torch_weights(name: str) -> tuple[Weights, ...]:
     )
 
 
-def _torchvision_weights(file: str, top1: float, preprocess: Preprocess | None) -> Weights:
-    digest = file.rpartition("-")[2]
-    reference = f"https://download.pytorch.org/models/{file}.pth#sha256={digest}"
-    return Weights(reference, "torchvision", top1=top1, preprocess=preprocess)
-
-
 def _timm_weights(
     name: str, source: str, top1: float | None, preprocess: Preprocess | None = None
 ) -> Weights:
     data = next(data for ending, data in _TIMM_DATA.items() if name.endswith(ending))
-    return Weights(f"hf://timm/{name}", source, "Apache-2.0", top1, data, preprocess)
+    return timm_weights(name, top1, preprocess, data=data, source=source)
 
 
 def timm_name(name: str) -> str:

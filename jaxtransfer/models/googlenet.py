@@ -50,8 +50,10 @@ from jaxtransfer.models.naming import (
     torch_batch_norm,
     torch_layer,
 )
-from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.preprocessing import INCEPTION
+from jaxtransfer.models.published import torchvision_weights
+from jaxtransfer.models.spec import ModelSpec, Preprocess, Source
+from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
 
 PAPER = "https://arxiv.org/abs/1409.4842"
 
@@ -302,10 +304,7 @@ def _slim_rules() -> tuple[Rule, ...]:
 
 # torchvision normalises images by ImageNet's means and deviations, and its network, where it was
 # ported with weights (`transform_input`), turns that into what TF-Slim expects. Both together take
-# 0.5 away and divide by 0.5.
-INCEPTION_PREPROCESS = Preprocess(
-    size=(224, 224), channels=3, mean=(0.5,), std=(0.5,), crop_fraction=0.875
-)
+# 0.5 away and divide by 0.5: all but Caffe's have `INCEPTION`.
 
 # Means of the bytes of blue, green and red: `mean_value` in train_val.prototxt, nothing is divided.
 CAFFE_PREPROCESS = Preprocess(
@@ -321,7 +320,7 @@ SOURCES = (
     Source(
         "torchvision",
         _torchvision_rules(),
-        INCEPTION_PREPROCESS,
+        INCEPTION,
         ignore=(re.compile(r"(.*\.)?aux[12]\..*"),),
     ),
     Source(
@@ -335,7 +334,7 @@ SOURCES = (
         "tf_slim",
         _slim_rules(),
         # Class 0 of 1001 is a background.
-        replace(INCEPTION_PREPROCESS, label_offset=1),
+        replace(INCEPTION, label_offset=1),
         options={"bn_scale": False, "same_padding": True},
         ignore=(SLIM_TRAINING_STATE,),
     ),
@@ -392,8 +391,7 @@ def googlenet(
     )
     if large_kernel % 2 == 0:
         raise ModelError(f"{name}: expected an odd large_kernel, found {large_kernel}")
-    if not 0 <= dropout < 1:
-        raise ModelError(f"{name}: expected dropout from 0, below 1, found {dropout}")
+    check_rates(name, dropout=dropout)
     module = GoogLeNet(
         width=width,
         num_classes=num_classes,
@@ -426,15 +424,7 @@ GOOGLENET = Family(
         "inception_v1": ("googlenet", {}),
         "bvlc_googlenet": ("googlenet", dict[str, Any](SOURCES[1].options)),
     },
-    weights={
-        "googlenet": (
-            Weights(
-                "https://download.pytorch.org/models/googlenet-1378be20.pth#sha256=1378be20",
-                "torchvision",
-                top1=69.778,
-            ),
-        )
-    },
+    weights={"googlenet": (torchvision_weights("googlenet-1378be20", 69.778),)},
 )
 
 FAMILIES = (GOOGLENET,)

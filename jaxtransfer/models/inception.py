@@ -43,8 +43,10 @@ from jaxtransfer.models.naming import (
     torch_batch_norm,
     torch_layer,
 )
-from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.preprocessing import IMAGENET_BICUBIC, INCEPTION
+from jaxtransfer.models.published import timm_weights, torchvision_weights
+from jaxtransfer.models.spec import ModelSpec, Source, Weights
+from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
 
 PAPER = "https://arxiv.org/abs/1512.00567"
 
@@ -391,9 +393,7 @@ def _keras_rules(first: int) -> tuple[Rule, ...]:
 
 # TensorFlow's own: images from -1 to 1. `transform_input` of torchvision's network turns what its
 # transform normalises by ImageNet's means and deviations into the same.
-INCEPTION_PREPROCESS = Preprocess(
-    size=(299, 299), channels=3, mean=(0.5,), std=(0.5,), crop_fraction=0.875
-)
+INCEPTION_299 = replace(INCEPTION, size=(299, 299))
 
 _TENSORFLOW_OPTIONS = {"bn_scale": False, "count_padding": False}
 _AUXILIARY = re.compile(r"(.*[./])?AuxLogits[./].*")
@@ -402,23 +402,23 @@ SOURCES = (
     Source(
         "torchvision",
         _torch_rules(),
-        replace(INCEPTION_PREPROCESS, crop_fraction=299 / 342),
+        replace(INCEPTION_299, crop_fraction=299 / 342),
         ignore=(_AUXILIARY,),
     ),
     Source(
         "timm",
         _torch_rules(),
-        replace(INCEPTION_PREPROCESS, interpolation="bicubic"),
+        replace(INCEPTION_299, interpolation="bicubic"),
         ignore=(_AUXILIARY,),
     ),
     # The published files number layers from 1, as Keras 2.0 did; newer versions start at 0.
-    Source("keras", _keras_rules(first=1), INCEPTION_PREPROCESS, _TENSORFLOW_OPTIONS),
-    Source("tf_keras", _keras_rules(first=0), INCEPTION_PREPROCESS, _TENSORFLOW_OPTIONS),
+    Source("keras", _keras_rules(first=1), INCEPTION_299, _TENSORFLOW_OPTIONS),
+    Source("tf_keras", _keras_rules(first=0), INCEPTION_299, _TENSORFLOW_OPTIONS),
     Source(
         "tf_slim",
         _slim_rules(),
         # Class 0 of 1001 is a background.
-        replace(INCEPTION_PREPROCESS, label_offset=1),
+        replace(INCEPTION_299, label_offset=1),
         _TENSORFLOW_OPTIONS,
         ignore=(_AUXILIARY, SLIM_TRAINING_STATE),
     ),
@@ -463,8 +463,7 @@ def inception_v3(
             f"{name}: expected an input_size of at least {_SMALLEST}, of which one pixel is left "
             f"behind the last block, found {height}x{breadth}"
         )
-    if not 0 <= dropout < 1:
-        raise ModelError(f"{name}: expected dropout from 0, below 1, found {dropout}")
+    check_rates(name, dropout=dropout)
     module = InceptionV3(
         width=width,
         num_classes=num_classes,
@@ -485,10 +484,6 @@ def inception_v3(
     return spec, module
 
 
-_IMAGENET_PREPROCESS = replace(
-    SOURCES[1].preprocess, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-)
-
 INCEPTION_V3 = Family(
     name="inception_v3",
     build=inception_v3,
@@ -501,20 +496,12 @@ INCEPTION_V3 = Family(
     },
     weights={
         "inception_v3": (
-            Weights(
-                "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
-                "#sha256=0cc3c7bd",
-                "torchvision",
-                top1=77.294,
-            ),
-            Weights("hf://timm/inception_v3.tv_in1k", "timm", "Apache-2.0"),
-            Weights("hf://timm/inception_v3.tf_in1k", "timm", "Apache-2.0"),
-            Weights("hf://timm/inception_v3.tf_adv_in1k", "timm", "Apache-2.0"),
-            Weights(
-                "hf://timm/inception_v3.gluon_in1k",
-                "timm",
-                "Apache-2.0",
-                preprocess=_IMAGENET_PREPROCESS,
+            torchvision_weights("inception_v3_google-0cc3c7bd", 77.294),
+            timm_weights("inception_v3.tv_in1k"),
+            timm_weights("inception_v3.tf_in1k"),
+            timm_weights("inception_v3.tf_adv_in1k"),
+            timm_weights(
+                "inception_v3.gluon_in1k", preprocess=replace(IMAGENET_BICUBIC, size=(299, 299))
             ),
             # https://keras.io/api/applications
             Weights(

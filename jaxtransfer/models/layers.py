@@ -126,6 +126,19 @@ def conv(
     )
 
 
+def round_channels(channels: float) -> int:
+    """The nearest multiple of 8, at least 8, that is not more than a tenth below.
+
+    Source: `make_divisible` of
+    https://github.com/tensorflow/models/blob/master/research/slim/nets/mobilenet/mobilenet.py
+
+    >>> [round_channels(channels) for channels in (3.2, 16, 17.6, 18, 33.6)]
+    [8, 16, 16, 24, 32]
+    """
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
 def max_pool(
     x: jax.Array, size: int, stride: int, padding: int = 0, *, ceil: bool = False
 ) -> jax.Array:
@@ -275,6 +288,29 @@ def global_mean(x: jax.Array) -> jax.Array:
 def classify(features: jax.Array, num_classes: int, name: str = "head") -> jax.Array:
     """The logits of a dense layer, or the features themselves where there are no classes."""
     return nn.Dense(num_classes, name=name)(features) if num_classes else features
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels weighted by what the means of all of them say.
+
+    Source: Hu et al. 2018, arXiv 1709.01507, section 3.
+
+    Attributes:
+        squeezed: channels between the two dense layers.
+        activation: a key of `ACTIVATIONS`, that between them.
+        gate: a key of `ACTIVATIONS`, which brings weights into [0, 1].
+    """
+
+    squeezed: int
+    activation: str = "relu"
+    gate: str = "sigmoid"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """From (batch, height, width, channels) to the same shape."""
+        weights = nn.Dense(self.squeezed, name="reduce")(global_mean(x))
+        weights = nn.Dense(x.shape[-1], name="expand")(ACTIVATIONS[self.activation](weights))
+        return x * ACTIVATIONS[self.gate](weights)[:, None, None, :]
 
 
 class HiddenDense(nn.Module):

@@ -22,10 +22,17 @@ import jax.numpy as jnp
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
-from jaxtransfer.models.layers import ACTIVATIONS, classify
-from jaxtransfer.models.naming import torch_layer, torch_layer_norm
-from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.layers import StochasticDepth, classify
+from jaxtransfer.models.naming import flax_layer, flax_layer_norm, torch_layer, torch_layer_norm
+from jaxtransfer.models.preprocessing import INCEPTION, INCEPTION_BICUBIC
+from jaxtransfer.models.published import timm_weights
+from jaxtransfer.models.spec import ModelSpec, Source, Weights
+from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
+from jaxtransfer.models.transformer import (
+    Mlp,
+    drop_path_rates,
+    scan_blocks,
+)
 
 PAPER = "https://arxiv.org/abs/2105.01601"
 EPSILON = 1e-6
@@ -36,33 +43,6 @@ GELUS = ("gelu", "gelu_tanh")
 # Modules
 
 
-class Mlp(nn.Module):
-    """A perceptron with one inner layer.
-
-    Attributes:
-        hidden: width of the inner layer.
-        activation: a key of `ACTIVATIONS`.
-    """
-
-    hidden: int
-    activation: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """From (…, features) to the same shape."""
-        inner = ACTIVATIONS[self.activation](nn.Dense(self.hidden, name="up")(x))
-        return nn.Dense(x.shape[-1], name="down")(inner)
-
-
-def drop_branch(branch: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
-    """A residual branch (batch, …) with zeros for a share `rate` of examples, the others scaled up.
-
-    The layer `StochasticDepth` with a rate that may be traced, as it is where blocks are scanned.
-    """
-    kept = jax.random.bernoulli(key, 1 - rate, (branch.shape[0], *[1] * (branch.ndim - 1)))
-    return jnp.where(kept, branch / (1 - rate), 0).astype(branch.dtype)
-
-
 class Block(nn.Module):
     """A perceptron over the tokens and one over the channels, each a residual branch.
 
@@ -70,31 +50,30 @@ class Block(nn.Module):
         tokens_hidden: inner width of the perceptron over tokens.
         channels_hidden: inner width of the perceptron over channels.
         activation: a key of `ACTIVATIONS`.
-        drops: whether training leaves branches out.
     """
 
     tokens_hidden: int
     channels_hidden: int
     activation: str
-    drops: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, rate: jax.Array | float, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, drop_path: float | jax.Array | None = None, *, train: bool
+    ) -> jax.Array:
         """From (batch, tokens, channels) to the same shape.
 
-        `rate` is the share of the examples that training leaves each branch out for.
+        Args:
+            x: the tokens.
+            drop_path: the share of examples that a branch is left out of in training, if any.
+            train: whether `drop_path` is at work.
         """
-
-        def drop(branch: jax.Array) -> jax.Array:
-            if not (train and self.drops):
-                return branch
-            return drop_branch(branch, rate, self.make_rng("dropout"))
-
+        drop = StochasticDepth(0.0 if drop_path is None else drop_path)
         y = nn.LayerNorm(epsilon=EPSILON, name="norm1")(x).swapaxes(1, 2)
-        y = Mlp(self.tokens_hidden, self.activation, name="token_mlp")(y)
-        x = x + drop(y.swapaxes(1, 2))
+        y = Mlp(self.tokens_hidden, self.activation, name="token_mlp")(y, train=train)
+        x = x + drop(y.swapaxes(1, 2), train=train)
         y = nn.LayerNorm(epsilon=EPSILON, name="norm2")(x)
-        return x + drop(Mlp(self.channels_hidden, self.activation, name="channel_mlp")(y))
+        y = Mlp(self.channels_hidden, self.activation, name="channel_mlp")(y, train=train)
+        return x + drop(y, train=train)
 
 
 class Mixer(nn.Module):
@@ -151,18 +130,11 @@ class Mixer(nn.Module):
         if stage == "head":
             return classify(x, self.num_classes)
         inner = (self.width // 2, 4 * self.width)  # as in all columns of table 1
-        block = Block(*inner, self.activation, drops=self.drop_path > 0, name=stage)
-        rates = jnp.linspace(0, self.drop_path, self.blocks)
-        if not self.scan:
-            return block(x, rates[int(stage.removeprefix("block"))], train=train)
-
-        def step(block: Block, x: jax.Array, rate: jax.Array) -> tuple[jax.Array, None]:
-            return block(x, rate, train=train), None
-
-        scanned = nn.scan(
-            step, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}
-        )
-        return scanned(block, x, rates)[0]
+        block = Block(*inner, self.activation, name=stage)
+        rates = drop_path_rates(self.drop_path, self.blocks)
+        if self.scan:
+            return scan_blocks(block, x, rates, train=train)
+        return block(x, rates[int(stage.removeprefix("block"))], train=train)
 
     def _embed(self, images: jax.Array) -> jax.Array:
         if images.shape[1:3] != self.image_size:
@@ -189,7 +161,7 @@ def _timm_rules() -> tuple[Rule, ...]:
     for norm in ("norm1", "norm2"):
         rules += torch_layer_norm(f"blocks.{{i}}.{norm}", f"block{{i}}/{norm}")
     for mlp, here in (("mlp_tokens", "token_mlp"), ("mlp_channels", "channel_mlp")):
-        for layer, leaf in (("fc1", "up"), ("fc2", "down")):
+        for layer, leaf in (("fc1", "dense1"), ("fc2", "dense2")):
             source, target = f"blocks.{{i}}.{mlp}.{layer}", f"block{{i}}/{here}/{leaf}"
             rules += torch_layer(source, target, "dense", bias=True)
     return rules
@@ -201,23 +173,17 @@ def _vit_jax_rules() -> tuple[Rule, ...]:
     They are Flax's own leaves by path.
     """
     block, here = "MixerBlock_{i}", "block{i}"
-    dense = [("stem", "embed"), ("head", "head")]
-    for mlp, name in (("token_mixing", "token_mlp"), ("channel_mixing", "channel_mlp")):
-        dense += [
-            (f"{block}/{mlp}/Dense_0", f"{here}/{name}/up"),
-            (f"{block}/{mlp}/Dense_1", f"{here}/{name}/down"),
-        ]
-    norms = [
-        ("pre_head_layer_norm", "norm"),
-        (f"{block}/LayerNorm_0", f"{here}/norm1"),
-        (f"{block}/LayerNorm_1", f"{here}/norm2"),
-    ]
-    return tuple(
-        Rule(f"{source}/{leaf}", f"params/{target}/{leaf}")
-        for pairs, leaves in ((dense, ("kernel", "bias")), (norms, ("scale", "bias")))
-        for source, target in pairs
-        for leaf in leaves
+    rules = (
+        *flax_layer("stem", "embed"),
+        *flax_layer_norm("pre_head_layer_norm", "norm"),
+        *flax_layer("head", "head"),
     )
+    for number in (1, 2):
+        rules += flax_layer_norm(f"{block}/LayerNorm_{number - 1}", f"{here}/norm{number}")
+        for mlp, name in (("token_mixing", "token_mlp"), ("channel_mixing", "channel_mlp")):
+            source = f"{block}/{mlp}/Dense_{number - 1}"
+            rules += flax_layer(source, f"{here}/{name}/dense{number}")
+    return rules
 
 
 TIMM_RULES = _timm_rules()
@@ -252,22 +218,13 @@ VARIANTS = {
     "mixer_l16": Variant(16, 24, 1024),
 }
 
-TIMM_PREPROCESS = Preprocess(
-    size=(224, 224),
-    channels=3,
-    mean=(0.5,),
-    std=(0.5,),
-    interpolation="bicubic",
-    crop_fraction=0.875,
-)
-
 SOURCES = (
-    Source("timm", TIMM_RULES, TIMM_PREPROCESS),
+    Source("timm", TIMM_RULES, INCEPTION_BICUBIC),
     # The authors' code resizes whole images to 224, the longer side squeezed.
     Source(
         "vit_jax",
         VIT_JAX_RULES,
-        replace(TIMM_PREPROCESS, interpolation="bilinear", crop_fraction=1.0),
+        replace(INCEPTION, crop_fraction=1.0),
         {"activation": "gelu_tanh"},
     ),
 )
@@ -318,8 +275,7 @@ def mixer(
         raise ModelError(f"{name}: expected an even width, found {width}")
     if activation not in GELUS:
         raise ModelError(f"{name}: expected activation in {GELUS}, found {activation!r}")
-    if not 0 <= drop_path < 1:
-        raise ModelError(f"{name}: expected drop_path from 0 to below 1, found {drop_path}")
+    check_rates(name, drop_path=drop_path)
     module = Mixer(
         patch=variant.patch,
         image_size=(height, breadth),
@@ -346,7 +302,7 @@ def mixer(
 # ---------------------------------------------------------------------------------------------
 # Published weights
 
-MIIL = replace(TIMM_PREPROCESS, mean=(0.0,), std=(1.0,), interpolation="bilinear")
+MIIL = replace(INCEPTION, mean=(0.0,), std=(1.0,))
 IN21K = "ImageNet-21k"
 IN21K_1K = "ImageNet-21k, then ImageNet-1k"
 
@@ -354,10 +310,10 @@ IN21K_1K = "ImageNet-21k, then ImageNet-1k"
 def _weights(size: str, top1: float) -> tuple[Weights, ...]:
     """What the authors published; the accuracy is that of table 3 of the paper."""
     files, licence = "https://storage.googleapis.com/mixer_models", "Apache-2.0"
-    hub, file = f"hf://timm/mixer_{size.lower()}16_224", f"Mixer-{size}_16.npz"
+    hub, file = f"mixer_{size.lower()}16_224", f"Mixer-{size}_16.npz"
     return (
-        Weights(f"{hub}.goog_in21k_ft_in1k", "timm", licence, None, IN21K_1K),
-        Weights(f"{hub}.goog_in21k", "timm", licence, None, IN21K),
+        timm_weights(f"{hub}.goog_in21k_ft_in1k", data=IN21K_1K),
+        timm_weights(f"{hub}.goog_in21k", data=IN21K),
         Weights(f"{files}/imagenet1k/{file}", "vit_jax", licence, top1),
         Weights(f"{files}/imagenet21k/{file}", "vit_jax", licence, None, IN21K),
     )
@@ -365,7 +321,7 @@ def _weights(size: str, top1: float) -> tuple[Weights, ...]:
 
 def _miil(name: str, data: str) -> Weights:
     """Weights of Ridnik et al. 2021, arXiv 2104.10972."""
-    return Weights(f"hf://timm/{name}", "timm", "Apache-2.0", None, data, MIIL)
+    return timm_weights(name, preprocess=MIIL, data=data)
 
 
 MIXERS = Family(

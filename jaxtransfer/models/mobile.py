@@ -21,14 +21,21 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
-from jaxtransfer.models.layers import ACTIVATIONS, BatchNorm, classify, conv, global_mean
+from jaxtransfer.models.layers import (
+    ACTIVATIONS,
+    BatchNorm,
+    SqueezeExcitation,
+    classify,
+    conv,
+    global_mean,
+)
 from jaxtransfer.models.naming import (
     keras_batch_norm,
     keras_layer,
     torch_batch_norm,
     torch_layer,
+    torch_squeeze_excitation,
 )
-from jaxtransfer.models.spec import Preprocess
 from jaxtransfer.models.stages import stages_between
 
 
@@ -124,22 +131,6 @@ class ConvNorm(nn.Module):
         return ACTIVATIONS[self.activation](x) if self.activation else x
 
 
-class SqueezeExcitation(nn.Module):
-    """Channels weighted by what their means over the map say (Hu et al. 2018, arXiv 1709.01507).
-
-    The weights pass the hard sigmoid of MobileNetV3, section 5.2.
-    """
-
-    squeezed: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """From (batch, height, width, channels) to the same shape."""
-        weights = nn.relu(nn.Dense(self.squeezed, name="reduce")(global_mean(x)))
-        weights = nn.hard_sigmoid(nn.Dense(x.shape[-1], name="expand")(weights))
-        return x * weights[:, None, None, :]
-
-
 class Block(nn.Module):
     """A depthwise convolution between 1x1 convolutions.
 
@@ -172,7 +163,11 @@ class Block(nn.Module):
             name="depthwise",
         )(x, train=train)
         if sizes.squeezed:
-            x = SqueezeExcitation(sizes.squeezed, name="squeeze_excitation")(x)
+            # The gate of MobileNetV3, section 5.2.
+            squeeze = SqueezeExcitation(
+                sizes.squeezed, gate="hard_sigmoid", name="squeeze_excitation"
+            )
+            x = squeeze(x)
         last = None if self.bottleneck else activation
         project = ConvNorm(sizes.features, 1, rules, activation=last, name="project")
         x = project(x, train=train)
@@ -277,19 +272,6 @@ class MobileNet(nn.Module):
 # Options
 
 
-def round_channels(channels: float) -> int:
-    """The nearest multiple of 8, at least 8, that is not more than a tenth below.
-
-    Source: `make_divisible` of
-    https://github.com/tensorflow/models/blob/master/research/slim/nets/mobilenet/mobilenet.py
-
-    >>> [round_channels(channels) for channels in (3.2, 18, 33.6)]
-    [8, 24, 32]
-    """
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
 def check_options(
     name: str,
     conventions: Conventions,
@@ -338,26 +320,6 @@ def block_counts(
     return counts
 
 
-# What all MobileNets of Google were trained and evaluated with, `inception_preprocessing` of
-# https://github.com/tensorflow/models/tree/master/research/slim/preprocessing: from -1 to 1, the
-# central 87.5 %, bilinear. The models of Keras call it mode "tf".
-GOOGLE_PREPROCESS = Preprocess(
-    size=(224, 224), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, crop_fraction=0.875
-)
-
-# ImageNet's usual channel means and deviations, as torchvision documents them for its weights:
-# https://docs.pytorch.org/vision/stable/models.html
-IMAGENET_PREPROCESS = Preprocess(
-    size=(224, 224),
-    channels=3,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    crop_fraction=0.875,
-)
-
-TIMM_PREPROCESS = replace(IMAGENET_PREPROCESS, interpolation="bicubic")
-
-
 # ---------------------------------------------------------------------------------------------
 # Rules: where files keep what. Most number all blocks through, so there is a rule for each.
 
@@ -392,14 +354,6 @@ def torch_conv_norm(convolution: str, norm: str, target: str) -> tuple[Rule, ...
     )
 
 
-def torch_squeeze_excitation(reduce: str, expand: str, target: str) -> tuple[Rule, ...]:
-    """A `SqueezeExcitation` in a file of PyTorch, where its layers are 1x1 convolutions."""
-    return (
-        *torch_layer(reduce, f"{target}/squeeze_excitation/reduce", "pointwise", bias=True),
-        *torch_layer(expand, f"{target}/squeeze_excitation/expand", "pointwise", bias=True),
-    )
-
-
 def keras_conv_norm(
     convolution: str, norm: str, target: str, *, bias: bool = False
 ) -> tuple[Rule, ...]:
@@ -429,7 +383,7 @@ def timm_rules(layers: Layers, *, last: tuple[str, str] | None = None) -> tuple[
             rules += torch_conv_norm(f"{block}.{name}", f"{block}.bn{number}", f"{here}/{part}")
         if sizes.squeezed:
             narrow, widen = f"{block}.se.conv_reduce", f"{block}.se.conv_expand"
-            rules += torch_squeeze_excitation(narrow, widen, here)
+            rules += torch_squeeze_excitation(narrow, widen, f"{here}/squeeze_excitation")
     if last:
         rules += torch_conv_norm(*last, "last_conv")
     return (*rules, *torch_layer("classifier", "head", "dense", bias=True))

@@ -11,7 +11,6 @@ parameter-free stage `pool`, and a dense `head`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,7 +20,6 @@ from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
 from jaxtransfer.models.mobile import (
-    GOOGLE_PREPROCESS,
     BlockSizes,
     Conventions,
     Layers,
@@ -33,15 +31,20 @@ from jaxtransfer.models.mobile import (
     timm_rules,
     torch_conv_norm,
 )
-from jaxtransfer.models.naming import keras_layer, torch_layer
+from jaxtransfer.models.naming import (
+    KERAS_TRAINING_STATE,
+    SLIM_TRAINING_STATE,
+    keras_layer,
+    slim_batch_norm,
+    slim_layer,
+    torch_layer,
+)
+from jaxtransfer.models.preprocessing import INCEPTION, INCEPTION_BICUBIC
+from jaxtransfer.models.published import timm_weights
 from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
 from jaxtransfer.models.stages import check_sizes
 
 PAPER = "https://arxiv.org/abs/1704.04861"
-
-
-# timm prepares images for its own weights in the way of Google, but for the interpolation.
-TIMM_GOOGLE_PREPROCESS = replace(GOOGLE_PREPROCESS, interpolation="bicubic")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -87,48 +90,34 @@ def _transformers_rules(layers: Layers) -> tuple[Rule, ...]:
 
 def _slim_rules(layers: Layers) -> tuple[Rule, ...]:
     def conv_norm(name: str, target: str) -> tuple[Rule, ...]:
-        full, norm = f"MobilenetV1/{name}", f"MobilenetV1/{name}/BatchNorm"
-        kernel, layout = ("weights", "identity")
+        full = f"MobilenetV1/{name}"
         if name.endswith("depthwise"):
-            kernel, layout = ("depthwise_weights", "depthwise_keras(1)")
-        return (
-            Rule(f"{full}/{kernel}", f"params/{target}/conv/kernel", layout),
-            Rule(f"{norm}/gamma", f"params/{target}/bn/scale"),
-            Rule(f"{norm}/beta", f"params/{target}/bn/bias"),
-            Rule(f"{norm}/moving_mean", f"stats/{target}/bn/mean"),
-            Rule(f"{norm}/moving_variance", f"stats/{target}/bn/var"),
-        )
+            layer = slim_layer(
+                full, f"{target}/conv", "depthwise_keras(1)", kernel="depthwise_weights"
+            )
+        else:
+            layer = slim_layer(full, f"{target}/conv")
+        return (*layer, *slim_batch_norm(full, f"{target}/bn", scale=True))
 
     rules = [*conv_norm("Conv2d_0", "stem")]
     for number, here, _ in numbered_blocks(layers):
         rules += conv_norm(f"Conv2d_{number + 1}_depthwise", f"{here}/depthwise")
         rules += conv_norm(f"Conv2d_{number + 1}_pointwise", f"{here}/project")
     logits = "MobilenetV1/Logits/Conv2d_1c_1x1"
-    return (
-        *rules,
-        Rule(f"{logits}/weights", "params/head/kernel", "pointwise_keras"),
-        Rule(f"{logits}/biases", "params/head/bias"),
-    )
-
-
-# What its checkpoints hold of the training: slots of the optimizer, averages, the step.
-_SLIM_TRAINING = re.compile(r"(.*/)?(RMSProp(_1)?|ExponentialMovingAverage|global_step)")
-
-# What its files hold of the training: slots of the optimizer.
-_KERAS_TRAINING = re.compile(r"optimizer_weights/.*")
+    return (*rules, *slim_layer(logits, "head", "pointwise_keras", bias=True))
 
 
 def _sources(layers: Layers) -> tuple[Source, ...]:
     tensorflow = {"padding": "same", "epsilon": 1e-3}
-    background = replace(GOOGLE_PREPROCESS, label_offset=1)
+    background = replace(INCEPTION, label_offset=1)
     return (
         Source(
             "keras",
             _keras_rules(layers),
-            GOOGLE_PREPROCESS,
+            INCEPTION,
             {"padding": "end", "epsilon": 1e-3, "momentum": 0.99},
         ),
-        Source("timm", timm_rules(layers), TIMM_GOOGLE_PREPROCESS),
+        Source("timm", timm_rules(layers), INCEPTION_BICUBIC),
         # Its own momentum of 0.9997 is the share that TensorFlow leaves and PyTorch replaces: a
         # slip of the port, which trains nothing.
         Source(
@@ -143,7 +132,7 @@ def _sources(layers: Layers) -> tuple[Source, ...]:
             _slim_rules(layers),
             background,
             {**tensorflow, "momentum": 0.9997},
-            (_SLIM_TRAINING,),
+            (SLIM_TRAINING_STATE,),
         ),
         # The person detector of https://github.com/mlcommons/tiny, of width 0.25.
         Source(
@@ -157,7 +146,7 @@ def _sources(layers: Layers) -> tuple[Source, ...]:
                 "activation": "relu",
                 "input_size": (96, 96),
             },
-            (_KERAS_TRAINING,),
+            (KERAS_TRAINING_STATE,),
         ),
     )
 
@@ -298,22 +287,20 @@ MOBILENETS_V1 = Family(
                 "hf://google/mobilenet_v1_0.75_192",
                 "transformers",
                 preprocess=replace(
-                    GOOGLE_PREPROCESS, size=(192, 192), crop_fraction=192 / 224, label_offset=1
+                    INCEPTION, size=(192, 192), crop_fraction=192 / 224, label_offset=1
                 ),
             ),
         ),
         "mobilenet_v1": (
             Weights(_keras_file("1_0"), "keras", "Apache-2.0", 70.4),
-            Weights("hf://timm/mobilenetv1_100.ra4_e3600_r224_in1k", "timm", "Apache-2.0", 75.382),
+            timm_weights("mobilenetv1_100.ra4_e3600_r224_in1k", 75.382),
             Weights("hf://google/mobilenet_v1_1.0_224", "transformers"),
         ),
         "mobilenet_v1_125": (
-            Weights(
-                "hf://timm/mobilenetv1_125.ra4_e3600_r224_in1k",
-                "timm",
-                "Apache-2.0",
+            timm_weights(
+                "mobilenetv1_125.ra4_e3600_r224_in1k",
                 76.924,
-                preprocess=replace(TIMM_GOOGLE_PREPROCESS, crop_fraction=0.9),
+                replace(INCEPTION_BICUBIC, crop_fraction=0.9),
             ),
         ),
     },

@@ -19,10 +19,8 @@ import flax.linen as nn
 
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
+from jaxtransfer.models.layers import round_channels
 from jaxtransfer.models.mobile import (
-    GOOGLE_PREPROCESS,
-    IMAGENET_PREPROCESS,
-    TIMM_PREPROCESS,
     BlockSizes,
     Conventions,
     Layers,
@@ -32,11 +30,12 @@ from jaxtransfer.models.mobile import (
     keras_conv_norm,
     numbered_blocks,
     parts_of,
-    round_channels,
     timm_rules,
     torch_conv_norm,
 )
 from jaxtransfer.models.naming import keras_layer, torch_layer
+from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC, INCEPTION
+from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
 from jaxtransfer.models.stages import check_sizes
 
@@ -103,12 +102,12 @@ def _keras_rules(layers: Layers) -> tuple[Rule, ...]:
 def _sources(layers: Layers) -> tuple[Source, ...]:
     tensorflow = {"padding": "same", "epsilon": 1e-3}
     return (
-        Source("torchvision", _torchvision_rules(layers), IMAGENET_PREPROCESS),
-        Source("timm", timm_rules(layers, last=("conv_head", "bn2")), TIMM_PREPROCESS),
+        Source("torchvision", _torchvision_rules(layers), IMAGENET),
+        Source("timm", timm_rules(layers, last=("conv_head", "bn2")), IMAGENET_BICUBIC),
         Source(
             "keras",
             _keras_rules(layers),
-            GOOGLE_PREPROCESS,
+            INCEPTION,
             {**tensorflow, "momentum": 0.999},
         ),
         # Its own momentum of 0.997 is the share that TensorFlow leaves and PyTorch replaces: a slip
@@ -116,7 +115,7 @@ def _sources(layers: Layers) -> tuple[Source, ...]:
         Source(
             "transformers",
             _transformers_rules(layers),
-            replace(GOOGLE_PREPROCESS, label_offset=1),
+            replace(INCEPTION, label_offset=1),
             {**tensorflow, "momentum": 0.997},
         ),
     )
@@ -265,9 +264,7 @@ def _keras_file(width: str) -> str:
 
 def _google(reference: str, size: int) -> Weights:
     """Weights on the hub of Hugging Face, which resizes images to 32 pixels more than it keeps."""
-    how = replace(
-        GOOGLE_PREPROCESS, size=(size, size), crop_fraction=size / (size + 32), label_offset=1
-    )
+    how = replace(INCEPTION, size=(size, size), crop_fraction=size / (size + 32), label_offset=1)
     return Weights(f"hf://google/{reference}", "transformers", preprocess=how)
 
 
@@ -307,7 +304,7 @@ MOBILENETS_V2 = Family(
             _google("mobilenet_v2_0.35_96", 96),
         ),
         "mobilenet_v2_050": (
-            Weights("hf://timm/mobilenetv2_050.lamb_in1k", "timm", "Apache-2.0", 65.95),
+            timm_weights("mobilenetv2_050.lamb_in1k", 65.95),
             Weights(_keras_file("0.5"), "keras", "Apache-2.0"),
         ),
         "mobilenet_v2_075": (
@@ -315,30 +312,19 @@ MOBILENETS_V2 = Family(
             _google("mobilenet_v2_0.75_160", 160),
         ),
         "mobilenet_v2": (
-            Weights(
-                "https://download.pytorch.org/models/mobilenet_v2-7ebf99e0.pth#sha256=7ebf99e0",
-                "torchvision",
-                top1=72.154,
-                preprocess=replace(IMAGENET_PREPROCESS, crop_fraction=224 / 232),
+            torchvision_weights(
+                "mobilenet_v2-7ebf99e0", 72.154, replace(IMAGENET, crop_fraction=224 / 232)
             ),
-            Weights(
-                "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth#sha256=b0353104",
-                "torchvision",
-                top1=71.878,
-            ),
-            Weights("hf://timm/mobilenetv2_100.ra_in1k", "timm", "Apache-2.0", 72.976),
+            torchvision_weights("mobilenet_v2-b0353104", 71.878),
+            timm_weights("mobilenetv2_100.ra_in1k", 72.976),
             Weights(_keras_file("1.0"), "keras", "Apache-2.0", 71.3),
             _google("mobilenet_v2_1.0_224", 224),
         ),
-        "mobilenet_v2_110d": (
-            Weights("hf://timm/mobilenetv2_110d.ra_in1k", "timm", "Apache-2.0", 75.056),
-        ),
-        "mobilenet_v2_120d": (
-            Weights("hf://timm/mobilenetv2_120d.ra_in1k", "timm", "Apache-2.0", 77.302),
-        ),
+        "mobilenet_v2_110d": (timm_weights("mobilenetv2_110d.ra_in1k", 75.056),),
+        "mobilenet_v2_120d": (timm_weights("mobilenetv2_120d.ra_in1k", 77.302),),
         "mobilenet_v2_130": (Weights(_keras_file("1.3"), "keras", "Apache-2.0"),),
         "mobilenet_v2_140": (
-            Weights("hf://timm/mobilenetv2_140.ra_in1k", "timm", "Apache-2.0", 76.52),
+            timm_weights("mobilenetv2_140.ra_in1k", 76.52),
             Weights(_keras_file("1.4"), "keras", "Apache-2.0"),
             _google("mobilenet_v2_1.4_224", 224),
         ),

@@ -21,10 +21,8 @@ import flax.linen as nn
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
+from jaxtransfer.models.layers import round_channels
 from jaxtransfer.models.mobile import (
-    GOOGLE_PREPROCESS,
-    IMAGENET_PREPROCESS,
-    TIMM_PREPROCESS,
     BlockSizes,
     Conventions,
     Layers,
@@ -34,13 +32,18 @@ from jaxtransfer.models.mobile import (
     keras_conv_norm,
     numbered_blocks,
     parts_of,
-    round_channels,
     timm_rules,
     torch_conv_norm,
-    torch_squeeze_excitation,
 )
-from jaxtransfer.models.naming import keras_layer, torch_layer
-from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
+from jaxtransfer.models.naming import keras_layer, torch_layer, torch_squeeze_excitation
+from jaxtransfer.models.preprocessing import (
+    IMAGENET,
+    IMAGENET_BICUBIC,
+    INCEPTION,
+    INCEPTION_BICUBIC,
+)
+from jaxtransfer.models.published import timm_weights, torchvision_weights
+from jaxtransfer.models.spec import ModelSpec, Source, Weights
 from jaxtransfer.models.stages import check_sizes
 
 PAPER = "https://arxiv.org/abs/1905.02244"
@@ -61,7 +64,7 @@ def _torchvision_rules(layers: Layers) -> tuple[Rule, ...]:
         for position, part in enumerate(parts):
             inner = f"{block}.{position}"
             if part == "squeeze_excitation":
-                rules += torch_squeeze_excitation(f"{inner}.fc1", f"{inner}.fc2", here)
+                rules += torch_squeeze_excitation(f"{inner}.fc1", f"{inner}.fc2", f"{here}/{part}")
             else:
                 rules += torch_conv_norm(f"{inner}.0", f"{inner}.1", f"{here}/{part}")
     return (
@@ -126,18 +129,18 @@ def _sources(layers: Layers) -> tuple[Source, ...]:
         Source(
             "torchvision",
             _torchvision_rules(layers),
-            IMAGENET_PREPROCESS,
+            IMAGENET,
             {"epsilon": 1e-3, "momentum": 0.99},
         ),
-        Source("timm", _timm_rules(layers), TIMM_PREPROCESS),
+        Source("timm", _timm_rules(layers), IMAGENET_BICUBIC),
         # The networks of timm whose names begin with `tf_`, with weights of Google: the same names
         # in the file, so that this source must be asked for.
-        Source("timm_tf", _timm_rules(layers), GOOGLE_PREPROCESS, tensorflow),
+        Source("timm_tf", _timm_rules(layers), INCEPTION, tensorflow),
         # Keras has the scaling in the network, as a layer without weights.
         Source(
             "keras",
             tuple(rule for names in _KERAS_RELEASES for rule in _keras_rules(layers, names)),
-            GOOGLE_PREPROCESS,
+            INCEPTION,
             {**tensorflow, "momentum": 0.999},
         ),
     )
@@ -332,15 +335,8 @@ def _keras_file(name: str) -> str:
     return f"{folder}/weights_mobilenet_v3_{name}_float.h5"
 
 
-def _torchvision(file: str, top1: float, preprocess: Preprocess | None = None) -> Weights:
-    sha256 = file.rpartition("-")[2]
-    reference = f"https://download.pytorch.org/models/{file}.pth#sha256={sha256}"
-    return Weights(reference, "torchvision", top1=top1, preprocess=preprocess)
-
-
-def _timm(model: str, top1: float, *, tensorflow: bool = False) -> Weights:
-    source = "timm_tf" if tensorflow else "timm"
-    return Weights(f"hf://timm/{model}", source, "Apache-2.0", top1)
+def _timm_tf(model: str, top1: float) -> Weights:
+    return timm_weights(f"tf_mobilenetv3_{model}", top1, source="timm_tf")
 
 
 MOBILENETS_V3 = Family(
@@ -379,54 +375,50 @@ MOBILENETS_V3 = Family(
     # results-imagenet.csv and README of https://github.com/huggingface/pytorch-image-models; the
     # documentation of Keras's `MobileNetV3Large`.
     weights={
-        "mobilenet_v3_small_050": (_timm("mobilenetv3_small_050.lamb_in1k", 57.91),),
+        "mobilenet_v3_small_050": (timm_weights("mobilenetv3_small_050.lamb_in1k", 57.91),),
         "mobilenet_v3_small_075": (
-            _timm("mobilenetv3_small_075.lamb_in1k", 65.234),
-            _timm("tf_mobilenetv3_small_075.in1k", 65.728, tensorflow=True),
+            timm_weights("mobilenetv3_small_075.lamb_in1k", 65.234),
+            _timm_tf("small_075.in1k", 65.728),
             Weights(_keras_file("small_224_0.75"), "keras", top1=65.4),
         ),
         "mobilenet_v3_small_minimal": (
-            _timm("tf_mobilenetv3_small_minimal_100.in1k", 62.89, tensorflow=True),
+            _timm_tf("small_minimal_100.in1k", 62.89),
             Weights(_keras_file("small_minimalistic_224_1.0"), "keras", top1=61.9),
         ),
         "mobilenet_v3_small": (
-            _torchvision("mobilenet_v3_small-047dcff4", 67.668),
-            _timm("mobilenetv3_small_100.lamb_in1k", 67.656),
-            _timm("tf_mobilenetv3_small_100.in1k", 67.918, tensorflow=True),
+            torchvision_weights("mobilenet_v3_small-047dcff4", 67.668),
+            timm_weights("mobilenetv3_small_100.lamb_in1k", 67.656),
+            _timm_tf("small_100.in1k", 67.918),
             Weights(_keras_file("small_224_1.0"), "keras", top1=68.1),
         ),
         "mobilenet_v3_large_minimal": (
-            _timm("tf_mobilenetv3_large_minimal_100.in1k", 72.258, tensorflow=True),
+            _timm_tf("large_minimal_100.in1k", 72.258),
             Weights(_keras_file("large_minimalistic_224_1.0"), "keras", top1=72.3),
         ),
         "mobilenet_v3_large_075": (
-            _timm("tf_mobilenetv3_large_075.in1k", 73.432, tensorflow=True),
+            _timm_tf("large_075.in1k", 73.432),
             Weights(_keras_file("large_224_0.75"), "keras", top1=73.3),
         ),
         "mobilenet_v3_large": (
-            _torchvision(
+            torchvision_weights(
                 "mobilenet_v3_large-5c1a4163",
                 75.274,
-                replace(IMAGENET_PREPROCESS, crop_fraction=224 / 232),
+                replace(IMAGENET, crop_fraction=224 / 232),
             ),
-            _torchvision("mobilenet_v3_large-8738ca79", 74.042),
-            _timm("mobilenetv3_large_100.ra_in1k", 75.766),
-            Weights(
-                "hf://timm/mobilenetv3_large_100.ra4_e3600_r224_in1k",
-                "timm",
-                "Apache-2.0",
+            torchvision_weights("mobilenet_v3_large-8738ca79", 74.042),
+            timm_weights("mobilenetv3_large_100.ra_in1k", 75.766),
+            timm_weights(
+                "mobilenetv3_large_100.ra4_e3600_r224_in1k",
                 76.31,
-                preprocess=replace(GOOGLE_PREPROCESS, interpolation="bicubic", crop_fraction=0.95),
+                replace(INCEPTION_BICUBIC, crop_fraction=0.95),
             ),
-            Weights(
-                "hf://timm/mobilenetv3_large_100.miil_in21k_ft_in1k",
-                "timm",
-                "Apache-2.0",
+            timm_weights(
+                "mobilenetv3_large_100.miil_in21k_ft_in1k",
                 77.918,
-                "ImageNet-21k, then ImageNet-1k",
-                replace(IMAGENET_PREPROCESS, mean=(0.0,) * 3, std=(1.0,) * 3),
+                replace(IMAGENET, mean=(0.0,) * 3, std=(1.0,) * 3),
+                data="ImageNet-21k, then ImageNet-1k",
             ),
-            _timm("tf_mobilenetv3_large_100.in1k", 75.516, tensorflow=True),
+            _timm_tf("large_100.in1k", 75.516),
             Weights(_keras_file("large_224_1.0"), "keras", top1=75.6),
         ),
     },

@@ -29,6 +29,14 @@ def torch_batch_norm(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
+def torch_squeeze_excitation(reduce: str, expand: str, target: str) -> tuple[Rule, ...]:
+    """A `SqueezeExcitation` in a file of PyTorch, where its layers are 1x1 convolutions."""
+    return (
+        *torch_layer(reduce, f"{target}/reduce", "pointwise", bias=True),
+        *torch_layer(expand, f"{target}/expand", "pointwise", bias=True),
+    )
+
+
 def torch_layer_norm(source: str, target: str) -> tuple[Rule, ...]:
     """A LayerNorm or GroupNorm of PyTorch."""
     return (
@@ -65,6 +73,22 @@ def keras_batch_norm(source: str, target: str, *, scale: bool = True) -> tuple[R
     return (Rule(f"{group}/gamma:0", f"params/{target}/scale"), *rules) if scale else rules
 
 
+def flax_layer(source: str, target: str) -> tuple[Rule, ...]:
+    """A convolution or a dense layer of Flax Linen with a bias."""
+    return (
+        Rule(f"{source}/kernel", f"params/{target}/kernel"),
+        Rule(f"{source}/bias", f"params/{target}/bias"),
+    )
+
+
+def flax_layer_norm(source: str, target: str) -> tuple[Rule, ...]:
+    """A LayerNorm of Flax Linen."""
+    return (
+        Rule(f"{source}/scale", f"params/{target}/scale"),
+        Rule(f"{source}/bias", f"params/{target}/bias"),
+    )
+
+
 def caffe_layer(source: str, target: str, layout: str = "conv") -> tuple[Rule, ...]:
     """A Convolution or InnerProduct layer of Caffe with its bias: `SOURCE/0` and `SOURCE/1`."""
     return (
@@ -74,24 +98,30 @@ def caffe_layer(source: str, target: str, layout: str = "conv") -> tuple[Rule, .
 
 
 def slim_layer(
-    source: str, target: str, layout: str = "identity", *, bias: bool = False
+    source: str,
+    target: str,
+    layout: str = "identity",
+    *,
+    bias: bool = False,
+    kernel: str = "weights",
 ) -> tuple[Rule, ...]:
     """A layer in a checkpoint of TF-Slim: `SOURCE/weights` and maybe `SOURCE/biases`.
 
     Source: https://github.com/google-research/tf-slim, tf_slim/layers/layers.py
     """
-    kernel = Rule(f"{source}/weights", f"params/{target}/kernel", layout)
-    return (kernel, Rule(f"{source}/biases", f"params/{target}/bias")) if bias else (kernel,)
+    rules = (Rule(f"{source}/{kernel}", f"params/{target}/kernel", layout),)
+    return (*rules, Rule(f"{source}/biases", f"params/{target}/bias")) if bias else rules
 
 
-def slim_batch_norm(source: str, target: str) -> tuple[Rule, ...]:
+def slim_batch_norm(source: str, target: str, *, scale: bool = False) -> tuple[Rule, ...]:
     """The BatchNorm behind a layer of TF-Slim, which has no scale unless a network asks for it."""
     group = f"{source}/BatchNorm"
-    return (
+    rules = (
         Rule(f"{group}/beta", f"params/{target}/bias"),
         Rule(f"{group}/moving_mean", f"stats/{target}/mean"),
         Rule(f"{group}/moving_variance", f"stats/{target}/var"),
     )
+    return (Rule(f"{group}/gamma", f"params/{target}/scale"), *rules) if scale else rules
 
 
 SLIM_TRAINING_STATE: Pattern = re.compile(
@@ -102,3 +132,6 @@ SLIM_TRAINING_STATE: Pattern = re.compile(
 The slots of an optimizer and the moving averages of weights have the name of their variable before
 their own.
 """
+
+KERAS_TRAINING_STATE: Pattern = re.compile(r"optimizer_weights/.*")
+"""What training by Keras leaves in a file beside the weights, the slots of the optimizer."""

@@ -21,18 +21,21 @@ import flax.linen as nn
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
-from jaxtransfer.models.naming import torch_batch_norm, torch_layer
+from jaxtransfer.models.naming import (
+    torch_batch_norm,
+    torch_layer,
+    torch_squeeze_excitation,
+)
+from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC
+from jaxtransfer.models.published import SWAG_DATA, timm_weights, torchvision_weights
 from jaxtransfer.models.resnet import (
-    IMAGENET_PREPROCESS,
-    TRANSFORMERS_PREPROCESS,
     Design,
     ResNet,
     StageSizes,
     StemSizes,
-    timm_weights,
-    torchvision_weights,
     transformers_rules,
 )
+from jaxtransfer.models.resnet_weights import bsd_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
 from jaxtransfer.models.stages import check_rates, check_sizes
 
@@ -103,18 +106,6 @@ VARIANTS = {**X_VARIANTS, **Y_VARIANTS}
 # Rules: where files of each source keep what
 
 
-def _squeeze_excite(source: str, target: str, names: tuple[str, str]) -> tuple[Rule, ...]:
-    """Convolutions of 1x1 in all sources, on a map of one pixel."""
-    layers = zip(names, ("reduce", "expand"), strict=True)
-    return tuple(
-        rule
-        for theirs, ours in layers
-        for rule in torch_layer(
-            f"{source}.{theirs}", f"{target}/squeeze_excite/{ours}", "pointwise", bias=True
-        )
-    )
-
-
 def _torchvision_rules() -> tuple[Rule, ...]:
     """Source: https://github.com/pytorch/vision, torchvision/models/regnet.py."""
     block, here = "trunk_output.block{i}.block{i}-{j}", "layer{i}/{j}"
@@ -135,7 +126,9 @@ def _torchvision_rules() -> tuple[Rule, ...]:
                 *torch_batch_norm(f"{source}.1", norm),
             )
         ),
-        *_squeeze_excite(f"{block}.f.se", here, ("fc1", "fc2")),
+        *torch_squeeze_excitation(
+            f"{block}.f.se.fc1", f"{block}.f.se.fc2", f"{here}/squeeze_excitation"
+        ),
         *torch_layer("fc", "head", "dense", bias=True),
     )
 
@@ -159,7 +152,9 @@ def _timm_rules(longest: int) -> tuple[Rule, ...]:
             rules += convolution(f"{block}.conv{k}", f"{here}/conv{k}", f"{here}/bn{k}")
         shortcut = (f"{here}/shortcut_conv", f"{here}/shortcut_bn")
         rules += convolution(f"{block}.downsample", *shortcut)
-        rules += _squeeze_excite(f"{block}.se", here, ("fc1", "fc2"))
+        rules += torch_squeeze_excitation(
+            f"{block}.se.fc1", f"{block}.se.fc2", f"{here}/squeeze_excitation"
+        )
     return (*rules, *torch_layer("head.fc", "head", "dense", bias=True))
 
 
@@ -167,21 +162,15 @@ def _transformers_rules(is_y: bool) -> tuple[Rule, ...]:
     """In blocks of RegNetY, squeeze-and-excitation stands before the last convolution."""
     if not is_y:
         return transformers_rules("regnet", (0, 1, 2))
-    squeeze_excite = (
-        rule
-        for stage in range(4)
-        for rule in _squeeze_excite(
-            f"regnet.encoder.stages.{stage}.layers.{{j}}.layer.2",
-            f"layer{stage + 1}/{{j}}",
-            ("attention.0", "attention.2"),
-        )
-    )
-    return (*transformers_rules("regnet", (0, 1, 3)), *squeeze_excite)
+    rules = transformers_rules("regnet", (0, 1, 3))
+    for stage in range(4):
+        attention = f"regnet.encoder.stages.{stage}.layers.{{j}}.layer.2.attention"
+        here = f"layer{stage + 1}/{{j}}/squeeze_excitation"
+        rules += torch_squeeze_excitation(f"{attention}.0", f"{attention}.2", here)
+    return rules
 
 
 TORCHVISION_RULES = _torchvision_rules()
-
-TIMM_PREPROCESS = replace(IMAGENET_PREPROCESS, interpolation="bicubic")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -262,9 +251,9 @@ def regnet(
         input_size=(height, breadth),
         in_channels=in_channels,
         sources=(
-            Source("torchvision", TORCHVISION_RULES, IMAGENET_PREPROCESS),
-            Source("timm", _timm_rules(max(blocks)), TIMM_PREPROCESS),
-            Source("transformers", _transformers_rules(is_y), TRANSFORMERS_PREPROCESS),
+            Source("torchvision", TORCHVISION_RULES, IMAGENET),
+            Source("timm", _timm_rules(max(blocks)), IMAGENET_BICUBIC),
+            Source("transformers", _transformers_rules(is_y), IMAGENET_BICUBIC),
         ),
         paper=PAPER,
     )
@@ -314,8 +303,7 @@ ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "regnety_1280": ("regnet_y_128gf", {}),
 }
 
-_SWAG_PREPROCESS = replace(TIMM_PREPROCESS, size=(384, 384), crop_fraction=1.0)
-_SWAG_DATA = "3.6 billion images of Instagram with hashtags, then ImageNet-1k"
+_SWAG_PREPROCESS = replace(IMAGENET_BICUBIC, size=(384, 384), crop_fraction=1.0)
 
 
 def _swag(file: str, top1: float, *, tuned: bool) -> Weights:
@@ -326,69 +314,68 @@ def _swag(file: str, top1: float, *, tuned: bool) -> Weights:
         top1: accuracy as torchvision states it.
         tuned: whether the whole network was trained on ImageNet, at 384x384, not the head alone.
     """
-    weights = torchvision_weights(file, top1, licence="CC-BY-NC-4.0")
-    how = _SWAG_PREPROCESS if tuned else replace(TIMM_PREPROCESS, crop_fraction=1.0)
-    return replace(weights, data=_SWAG_DATA, preprocess=how)
+    how = _SWAG_PREPROCESS if tuned else replace(IMAGENET_BICUBIC, crop_fraction=1.0)
+    return torchvision_weights(file, top1, how, licence="CC-BY-NC-4.0", data=SWAG_DATA)
 
 
 _TORCHVISION_WEIGHTS = {
     "regnet_x_400mf": (
-        torchvision_weights("regnet_x_400mf-62229a5f", 74.864, 232),
-        torchvision_weights("regnet_x_400mf-adf1edd5", 72.834),
+        bsd_weights("regnet_x_400mf-62229a5f", 74.864, resized=232),
+        bsd_weights("regnet_x_400mf-adf1edd5", 72.834),
     ),
     "regnet_x_800mf": (
-        torchvision_weights("regnet_x_800mf-94a99ebd", 77.522, 232),
-        torchvision_weights("regnet_x_800mf-ad17e45c", 75.212),
+        bsd_weights("regnet_x_800mf-94a99ebd", 77.522, resized=232),
+        bsd_weights("regnet_x_800mf-ad17e45c", 75.212),
     ),
     "regnet_x_1_6gf": (
-        torchvision_weights("regnet_x_1_6gf-a12f2b72", 79.668, 232),
-        torchvision_weights("regnet_x_1_6gf-e3633e7f", 77.04),
+        bsd_weights("regnet_x_1_6gf-a12f2b72", 79.668, resized=232),
+        bsd_weights("regnet_x_1_6gf-e3633e7f", 77.04),
     ),
     "regnet_x_3_2gf": (
-        torchvision_weights("regnet_x_3_2gf-7071aa85", 81.196, 232),
-        torchvision_weights("regnet_x_3_2gf-f342aeae", 78.364),
+        bsd_weights("regnet_x_3_2gf-7071aa85", 81.196, resized=232),
+        bsd_weights("regnet_x_3_2gf-f342aeae", 78.364),
     ),
     "regnet_x_8gf": (
-        torchvision_weights("regnet_x_8gf-2b70d774", 81.682, 232),
-        torchvision_weights("regnet_x_8gf-03ceed89", 79.344),
+        bsd_weights("regnet_x_8gf-2b70d774", 81.682, resized=232),
+        bsd_weights("regnet_x_8gf-03ceed89", 79.344),
     ),
     "regnet_x_16gf": (
-        torchvision_weights("regnet_x_16gf-ba3796d7", 82.716, 232),
-        torchvision_weights("regnet_x_16gf-2007eb11", 80.058),
+        bsd_weights("regnet_x_16gf-ba3796d7", 82.716, resized=232),
+        bsd_weights("regnet_x_16gf-2007eb11", 80.058),
     ),
     "regnet_x_32gf": (
-        torchvision_weights("regnet_x_32gf-6eb8fdc6", 83.014, 232),
-        torchvision_weights("regnet_x_32gf-9d47f8d0", 80.622),
+        bsd_weights("regnet_x_32gf-6eb8fdc6", 83.014, resized=232),
+        bsd_weights("regnet_x_32gf-9d47f8d0", 80.622),
     ),
     "regnet_y_400mf": (
-        torchvision_weights("regnet_y_400mf-e6988f5f", 75.804, 232),
-        torchvision_weights("regnet_y_400mf-c65dace8", 74.046),
+        bsd_weights("regnet_y_400mf-e6988f5f", 75.804, resized=232),
+        bsd_weights("regnet_y_400mf-c65dace8", 74.046),
     ),
     "regnet_y_800mf": (
-        torchvision_weights("regnet_y_800mf-58fc7688", 78.828, 232),
-        torchvision_weights("regnet_y_800mf-1b27b58c", 76.42),
+        bsd_weights("regnet_y_800mf-58fc7688", 78.828, resized=232),
+        bsd_weights("regnet_y_800mf-1b27b58c", 76.42),
     ),
     "regnet_y_1_6gf": (
-        torchvision_weights("regnet_y_1_6gf-0d7bc02a", 80.876, 232),
-        torchvision_weights("regnet_y_1_6gf-b11a554e", 77.95),
+        bsd_weights("regnet_y_1_6gf-0d7bc02a", 80.876, resized=232),
+        bsd_weights("regnet_y_1_6gf-b11a554e", 77.95),
     ),
     "regnet_y_3_2gf": (
-        torchvision_weights("regnet_y_3_2gf-9180c971", 81.982, 232),
-        torchvision_weights("regnet_y_3_2gf-b5a9779c", 78.948),
+        bsd_weights("regnet_y_3_2gf-9180c971", 81.982, resized=232),
+        bsd_weights("regnet_y_3_2gf-b5a9779c", 78.948),
     ),
     "regnet_y_8gf": (
-        torchvision_weights("regnet_y_8gf-dc2b1b54", 82.828, 232),
-        torchvision_weights("regnet_y_8gf-d0d0e4a8", 80.032),
+        bsd_weights("regnet_y_8gf-dc2b1b54", 82.828, resized=232),
+        bsd_weights("regnet_y_8gf-d0d0e4a8", 80.032),
     ),
     "regnet_y_16gf": (
-        torchvision_weights("regnet_y_16gf-3e4a00f9", 82.886, 232),
-        torchvision_weights("regnet_y_16gf-9e6ed7dd", 80.424),
+        bsd_weights("regnet_y_16gf-3e4a00f9", 82.886, resized=232),
+        bsd_weights("regnet_y_16gf-9e6ed7dd", 80.424),
         _swag("regnet_y_16gf_swag-43afe44d", 86.012, tuned=True),
         _swag("regnet_y_16gf_lc_swag-f3ec0043", 83.976, tuned=False),
     ),
     "regnet_y_32gf": (
-        torchvision_weights("regnet_y_32gf-8db6d4b5", 83.368, 232),
-        torchvision_weights("regnet_y_32gf-4dee3f7a", 80.878),
+        bsd_weights("regnet_y_32gf-8db6d4b5", 83.368, resized=232),
+        bsd_weights("regnet_y_32gf-4dee3f7a", 80.878),
         _swag("regnet_y_32gf_swag-04fdfa75", 86.838, tuned=True),
         _swag("regnet_y_32gf_lc_swag-e1583746", 84.622, tuned=False),
     ),
@@ -403,7 +390,7 @@ def _pycls(name: str) -> tuple[Weights, ...]:
     """The authors' weights, as timm and transformers have them."""
     letter, size = name.split("_")
     return (
-        timm_weights(f"regnet{letter}_{size}.pycls_in1k", "MIT"),
+        timm_weights(f"regnet{letter}_{size}.pycls_in1k", licence="MIT"),
         Weights(f"hf://facebook/regnet-{letter}-{size}", "transformers", "Apache-2.0"),
     )
 

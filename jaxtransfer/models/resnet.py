@@ -3,15 +3,13 @@
 *   ResNet for ImageNet (He et al. 2016, "Deep Residual Learning", arXiv 1512.03385, section 3.3,
     table 1): a 7x7 stem with max pooling and four stages, ResNet-18/34 of basic blocks,
     ResNet-50/101/152 of bottlenecks;
-*   ResNet for CIFAR (section 4.2): a 3x3 stem and three stages of n basic blocks, depth 6n + 2,
-    whose shortcuts are either parameter-free ("option A": subsample, and pad the new channels with
-    zeros) or projections;
 *   ResNeXt (Xie et al. 2017, "Aggregated Residual Transformations", arXiv 1611.05431, table 1): the
     3x3 convolution of a bottleneck in groups, 32x4d for 32 groups of 4 channels;
 *   Wide ResNet for ImageNet (Zagoruyko & Komodakis 2016, arXiv 1605.07146, section 3 and table 8):
     the 3x3 convolution of a bottleneck with twice the channels.
 
-RegNet, in `regnet.py`, is built of the same blocks.
+ResNets for small images, in `cifar_resnet.py`, and RegNet, in `regnet.py`, are built of the same
+blocks.
 
 The sources of weights differ in more than names. Torch puts a bottleneck's stride on its 3x3
 convolution ("ResNet v1.5"); the authors, in Caffe, on the first 1x1, and so does Keras, whose
@@ -25,9 +23,6 @@ weights were trained with.
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import flax.linen as nn
@@ -39,6 +34,7 @@ from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
 from jaxtransfer.models.layers import (
     BatchNorm,
+    SqueezeExcitation,
     StochasticDepth,
     classify,
     conv,
@@ -51,7 +47,9 @@ from jaxtransfer.models.naming import (
     torch_batch_norm,
     torch_layer,
 )
-from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
+from jaxtransfer.models.preprocessing import CAFFE, IMAGENET, IMAGENET_BICUBIC
+from jaxtransfer.models.resnet_weights import WEIGHTS
+from jaxtransfer.models.spec import ModelSpec, Source
 from jaxtransfer.models.stages import check_choice, check_rates, check_sizes, stages_between
 
 PAPER = "https://arxiv.org/abs/1512.03385"
@@ -127,19 +125,6 @@ class StageSizes:
     stride: int = 2
 
 
-class SqueezeExcite(nn.Module):
-    """Channels weighted by what all pixels have in them (Hu et al. 2018, arXiv 1709.01507)."""
-
-    reduced: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """From (batch, height, width, channels) to the same shape."""
-        weights = nn.relu(nn.Dense(self.reduced, name="reduce")(global_mean(x)))
-        weights = nn.sigmoid(nn.Dense(x.shape[-1], name="expand")(weights))
-        return x * weights[:, None, None, :]
-
-
 def _pad_shortcut(inputs: jax.Array, features: int, stride: int) -> jax.Array:
     """The paper's option A: every `stride`-th pixel, and zeros on both sides of the channels."""
     inputs = inputs[:, ::stride, ::stride, :]
@@ -177,7 +162,7 @@ class Block(nn.Module):
                 x = nn.relu(x)
             if number == 2 and design.squeeze:
                 reduced = round(design.squeeze * inputs.shape[-1])
-                x = SqueezeExcite(reduced, name="squeeze_excite")(x)
+                x = SqueezeExcitation(reduced, name="squeeze_excitation")(x)
         x = StochasticDepth(self.drop_path)(x, train=train)
         return nn.relu(x + self._shortcut(inputs, train))
 
@@ -322,7 +307,8 @@ class ResNet(nn.Module):
 # Rules: where files of each source keep what
 
 
-def _torch_rules(shortcut: str, head: str) -> tuple[Rule, ...]:
+def torch_rules(shortcut: str, head: str) -> tuple[Rule, ...]:
+    """The rules for files of PyTorch, by what they call shortcuts and head."""
     block, here = "layer{i}.{j}", "layer{i}/{j}"
     return (
         *torch_layer("conv1", "stem/conv"),
@@ -336,11 +322,7 @@ def _torch_rules(shortcut: str, head: str) -> tuple[Rule, ...]:
 
 
 # timm has the same names.
-TORCHVISION_RULES = _torch_rules("downsample", "fc")
-
-# https://github.com/akamaster/pytorch_resnet_cifar10, whose files hold `nn.DataParallel` modules:
-# each name has `module.` before it.
-PYTORCH_RESNET_CIFAR10_RULES = _torch_rules("shortcut", "linear")
+TORCHVISION_RULES = torch_rules("downsample", "fc")
 
 
 def transformers_rules(network: str, positions: tuple[int, ...]) -> tuple[Rule, ...]:
@@ -386,11 +368,14 @@ def _keras_rules(blocks: tuple[int, ...]) -> tuple[Rule, ...]:
             if j == 0:
                 shortcut = (f"{here}/shortcut_conv", f"{block}_0_bn", f"{here}/shortcut_bn")
                 layers.append((f"{block}_0_conv", *shortcut))
-    heads = (rule for name in ("probs", "predictions") for rule in _keras_head(name))
-    return (*_keras_pairs(layers), *heads)
+    return (
+        *keras_pairs(layers),
+        *keras_layer("probs", "head", bias=True),
+        *keras_layer("predictions", "head", bias=True),
+    )
 
 
-def _keras_pairs(layers: list[tuple[str, str, str, str]]) -> tuple[Rule, ...]:
+def keras_pairs(layers: list[tuple[str, str, str, str]]) -> tuple[Rule, ...]:
     """Rules for convolutions with biases, each with its BatchNorm; empty names for none."""
     rules: list[Rule] = []
     for conv_source, conv_target, norm_source, norm_target in layers:
@@ -398,10 +383,6 @@ def _keras_pairs(layers: list[tuple[str, str, str, str]]) -> tuple[Rule, ...]:
         if norm_source:
             rules += keras_batch_norm(norm_source, norm_target)
     return tuple(rules)
-
-
-def _keras_head(name: str) -> tuple[Rule, ...]:
-    return keras_layer(name, "head", bias=True)
 
 
 def _caffe_rules(blocks: tuple[int, ...], numbered: bool) -> tuple[Rule, ...]:
@@ -444,27 +425,6 @@ def _caffe_layer(layer: str, norm: str, conv: str, bn: str) -> tuple[Rule, ...]:
     )
 
 
-# The ResNet-8 of MLPerf Tiny (Banbury et al. 2021, arXiv 2106.07597) has Keras's own names, which
-# count the layers in the order in which they were made. The convolutions of its shortcuts have no
-# BatchNorm. https://github.com/mlcommons/tiny, benchmark/training/image_classification
-MLPERF_TINY_RULES = (
-    *_keras_pairs(
-        [
-            ("conv2d", "stem/conv", "batch_normalization", "stem/bn"),
-            ("conv2d_1", "layer1/0/conv1", "batch_normalization_1", "layer1/0/bn1"),
-            ("conv2d_2", "layer1/0/conv2", "batch_normalization_2", "layer1/0/bn2"),
-            ("conv2d_3", "layer2/0/conv1", "batch_normalization_3", "layer2/0/bn1"),
-            ("conv2d_4", "layer2/0/conv2", "batch_normalization_4", "layer2/0/bn2"),
-            ("conv2d_5", "layer2/0/shortcut_conv", "", ""),
-            ("conv2d_6", "layer3/0/conv1", "batch_normalization_5", "layer3/0/bn1"),
-            ("conv2d_7", "layer3/0/conv2", "batch_normalization_6", "layer3/0/bn2"),
-            ("conv2d_8", "layer3/0/shortcut_conv", "", ""),
-        ]
-    ),
-    *_keras_head("dense"),
-)
-
-
 # ---------------------------------------------------------------------------------------------
 # Variants
 
@@ -474,11 +434,8 @@ class Variant:
     """A row of the papers' tables.
 
     Attributes:
-        blocks: number of blocks in each stage.
+        blocks: number of blocks in each of the four stages.
         bottleneck: whether they are bottlenecks.
-        widths: channels of each stage as multiples of the stem's, a quarter of a bottleneck's.
-        strides: of each stage.
-        stem_stride: of the stem of networks for small images.
         groups: of a bottleneck's 3x3 convolution, the cardinality.
         group_width: channels of each group in the first stage.
         paper: where the network is published.
@@ -486,13 +443,15 @@ class Variant:
 
     blocks: tuple[int, ...]
     bottleneck: bool = False
-    widths: tuple[int, ...] = (1, 2, 4, 8)
-    strides: tuple[int, ...] = (1, 2, 2, 2)
-    stem_stride: int = 1
     groups: int = 1
     group_width: int = 64
     paper: str = PAPER
 
+
+# In all tables: channels of each stage as multiples of the stem's, a quarter of a bottleneck's; and
+# strides of each stage.
+WIDTHS = (1, 2, 4, 8)
+STRIDES = (1, 2, 2, 2)
 
 # Table 1 of the paper.
 _PLAIN_VARIANTS = {
@@ -505,7 +464,7 @@ _PLAIN_VARIANTS = {
 
 _RESNET50, _RESNET101 = _PLAIN_VARIANTS["resnet50"], _PLAIN_VARIANTS["resnet101"]
 
-IMAGENET_VARIANTS = {
+VARIANTS = {
     **_PLAIN_VARIANTS,
     # Tables 1 and 4 of the ResNeXt paper; 32x8d is of Mahajan et al. 2018 (arXiv 1805.00932).
     "resnext50_32x4d": replace(_RESNET50, groups=32, group_width=4, paper=RESNEXT_PAPER),
@@ -516,65 +475,27 @@ IMAGENET_VARIANTS = {
     "wide_resnet101_2": replace(_RESNET101, group_width=128, paper=WIDE_PAPER),
 }
 
-# Section 4.2 and table 6 of the paper: n blocks a stage give depth 6n + 2. Depths 8 and 14 are the
-# same design, smaller.
-CIFAR_VARIANTS = {
-    f"cifar_resnet{6 * n + 2}": Variant((n, n, n), widths=(1, 2, 4), strides=(1, 2, 2))
-    for n in (1, 2, 3, 5, 7, 9, 18)
-}
-
-SMALL_VARIANTS = {
-    **CIFAR_VARIANTS,
-    # Our own, for images of 16x16: most channels work at 8x8 and 4x4, where they cost little.
-    "glyph_resnet8": Variant((1, 1, 1), widths=(1, 2, 2), strides=(1, 2, 1), stem_stride=2),
-}
-
-
 # ---------------------------------------------------------------------------------------------
 # Sources
 
-# ImageNet's usual channel means and deviations, as torchvision documents them for its weights:
-# https://docs.pytorch.org/vision/stable/models.html
-IMAGENET_PREPROCESS = Preprocess(
-    size=(224, 224),
-    channels=3,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    crop_fraction=0.875,
-)
-
 # https://github.com/huggingface/pytorch-image-models, timm/models/resnet.py, recipes A1 to A3.
-TIMM_PREPROCESS = replace(IMAGENET_PREPROCESS, interpolation="bicubic", crop_fraction=0.95)
-
-# The `preprocessor_config.json` of microsoft/resnet-50 and facebook/regnet-y-040.
-TRANSFORMERS_PREPROCESS = replace(IMAGENET_PREPROCESS, interpolation="bicubic")
-
-# The channel means of the authors' `ResNet_mean.binaryproto`, an image, which Keras takes too (mode
-# "caffe" of keras/src/applications/imagenet_utils.py); bytes as they are, in the order of OpenCV.
-CAFFE_PREPROCESS = Preprocess(
-    size=(224, 224),
-    channels=3,
-    scale=None,
-    mean=(103.939, 116.779, 123.68),
-    crop_fraction=0.875,
-    channel_order="bgr",
-)
+TIMM_PREPROCESS = replace(IMAGENET_BICUBIC, crop_fraction=0.95)
 
 _KERAS_OPTIONS = {"stride_on": "1x1", "biases": "all", "epsilon": 1.001e-5, "momentum": 0.99}
 _CAFFE_OPTIONS = {"stride_on": "1x1", "stem_pool": "ceil"}
 
 
-def _imagenet_sources(name: str, blocks: tuple[int, ...]) -> tuple[Source, ...]:
+def _sources(name: str, blocks: tuple[int, ...]) -> tuple[Source, ...]:
     """The sources of a network with as many blocks in each stage, the usual one first."""
     torch = (
-        Source("torchvision", TORCHVISION_RULES, IMAGENET_PREPROCESS),
+        Source("torchvision", TORCHVISION_RULES, IMAGENET),
         Source("timm", TORCHVISION_RULES, TIMM_PREPROCESS),
     )
     if name not in _PLAIN_VARIANTS:
         return torch
     bottleneck = _PLAIN_VARIANTS[name].bottleneck
     rules = transformers_rules("resnet", (0, 1, 2) if bottleneck else (0, 1))
-    sources = (*torch, Source("transformers", rules, TRANSFORMERS_PREPROCESS))
+    sources = (*torch, Source("transformers", rules, IMAGENET_BICUBIC))
     if not bottleneck:
         return sources
     # Of the authors' networks, only ResNet-50 has a bias in its first convolution.
@@ -582,38 +503,16 @@ def _imagenet_sources(name: str, blocks: tuple[int, ...]) -> tuple[Source, ...]:
     caffe = {**_CAFFE_OPTIONS, "biases": "stem"} if is_50 else _CAFFE_OPTIONS
     return (
         *sources,
-        Source("keras", _keras_rules(blocks), CAFFE_PREPROCESS, _KERAS_OPTIONS),
-        Source("caffe", _caffe_rules(blocks, not is_50), CAFFE_PREPROCESS, caffe),
+        Source("keras", _keras_rules(blocks), CAFFE, _KERAS_OPTIONS),
+        Source("caffe", _caffe_rules(blocks, not is_50), CAFFE, caffe),
     )
-
-
-def _cifar_sources(name: str, size: tuple[int, int]) -> tuple[Source, ...]:
-    # The published weights were trained with the normalisation of ImageNet.
-    how = replace(IMAGENET_PREPROCESS, size=size, crop_fraction=1.0)
-    akamaster = Source("pytorch_resnet_cifar10", PYTORCH_RESNET_CIFAR10_RULES, how)
-    if name != "cifar_resnet8":
-        return (akamaster,)
-    mlperf_tiny = Source(
-        "mlperf_tiny",
-        MLPERF_TINY_RULES,
-        Preprocess(size, channels=3, scale=None),
-        options={
-            "shortcut": "convolution",
-            "biases": "all",
-            "padding": "SAME",
-            "epsilon": 1e-3,
-            "momentum": 0.99,
-        },
-        ignore=(re.compile("optimizer_weights/.*"),),
-    )
-    return (akamaster, mlperf_tiny)
 
 
 # ---------------------------------------------------------------------------------------------
-# Builders
+# Builder
 
 
-def imagenet_resnet(
+def resnet(
     name: str,
     *,
     num_classes: int = 1000,
@@ -632,7 +531,7 @@ def imagenet_resnet(
     """A ResNet, ResNeXt or Wide ResNet for images as large as those of ImageNet.
 
     Args:
-        name: a key of `IMAGENET_VARIANTS`.
+        name: a key of `VARIANTS`.
         num_classes: outputs of the head, 0 for none.
         in_channels: input channels.
         input_size: (height, width) of the images.
@@ -649,7 +548,7 @@ def imagenet_resnet(
     Raises:
         ModelError: a number is out of its range, or an option is not among those named.
     """
-    variant = IMAGENET_VARIANTS[name]
+    variant = VARIANTS[name]
     blocks = variant.blocks if blocks is None else tuple(blocks)
     groups = variant.groups if groups is None else groups
     height, breadth = input_size
@@ -665,7 +564,7 @@ def imagenet_resnet(
     if groups > 1 and not variant.bottleneck:
         raise ModelError(f"{name}: expected groups 1 in a network of basic blocks, found {groups}")
     expansion = 4 if variant.bottleneck else 1
-    inner = [width * factor * variant.group_width // 64 * groups for factor in variant.widths]
+    inner = [width * factor * variant.group_width // 64 * groups for factor in WIDTHS]
     if not inner[0]:
         least = 64 // variant.group_width
         raise ModelError(f"{name}: expected width {least} at least, found {width}")
@@ -673,9 +572,7 @@ def imagenet_resnet(
         stem=StemSizes(width, 7, 2, stem_pool, biases != "none"),
         body=tuple(
             StageSizes(count, width * factor * expansion, channels, groups, stride)
-            for count, factor, channels, stride in zip(
-                blocks, variant.widths, inner, variant.strides, strict=True
-            )
+            for count, factor, channels, stride in zip(blocks, WIDTHS, inner, STRIDES, strict=True)
         ),
         design=Design(
             bottleneck=variant.bottleneck,
@@ -694,235 +591,18 @@ def imagenet_resnet(
         stem="stem/conv",
         input_size=(height, breadth),
         in_channels=in_channels,
-        sources=_imagenet_sources(name, blocks),
+        sources=_sources(name, blocks),
         paper=variant.paper,
     )
     return spec, module
 
 
-def cifar_resnet(
-    name: str,
-    *,
-    num_classes: int = 10,
-    in_channels: int = 3,
-    input_size: tuple[int, int] = (32, 32),
-    width: int = 16,
-    shortcut: str = "pad",
-    biases: str = "none",
-    padding: str | None = None,
-    epsilon: float = 1e-5,
-    momentum: float = 0.9,
-) -> tuple[ModelSpec, nn.Module]:
-    """A residual network for small images, of depth 8, 14, 20, 32, 44, 56 or 110.
-
-    Args:
-        name: a key of `SMALL_VARIANTS`.
-        num_classes: outputs of the head, 0 for none.
-        in_channels: input channels.
-        input_size: (height, width) of the images.
-        width: channels of the stem and the first stage; 16 in the paper.
-        shortcut: "pad" for the paper's option A, "projection" for option B, "convolution" for one
-            without BatchNorm.
-        biases: "none" or "all", the convolutions that have one.
-        padding: `None` for that of PyTorch, "SAME" for that of TensorFlow.
-        epsilon: of BatchNorm.
-        momentum: of BatchNorm, the share of the old statistics that stays in each step.
-
-    Raises:
-        ModelError: an option is not among those named, or a number is below 1.
-    """
-    variant = SMALL_VARIANTS[name]
-    height, breadth = input_size
-    sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
-    check_sizes(name, **sizes, height=height, breadth=breadth)
-    check_choice(name, "shortcut", shortcut, ("pad", "projection", "convolution"))
-    check_choice(name, "biases", biases, ("none", "all"))
-    check_choice(name, "padding", padding, (None, "SAME"))
-    module = ResNet(
-        stem=StemSizes(width, stride=variant.stem_stride, use_bias=biases == "all"),
-        body=tuple(
-            StageSizes(count, width * factor, width * factor, stride=stride)
-            for count, factor, stride in zip(
-                variant.blocks, variant.widths, variant.strides, strict=True
-            )
-        ),
-        design=Design(
-            shortcut=shortcut,
-            use_bias=biases == "all",
-            padding=padding,
-            epsilon=epsilon,
-            momentum=momentum,
-        ),
-        num_classes=num_classes,
-    )
-    spec = ModelSpec(
-        name=name,
-        stages=module.stages,
-        head="head",
-        stem="stem/conv",
-        input_size=(height, breadth),
-        in_channels=in_channels,
-        sources=_cifar_sources(name, (height, breadth)),
-        paper=PAPER,
-    )
-    return spec, module
-
-
 # ---------------------------------------------------------------------------------------------
-# Published weights
+# Family
 
-
-def torchvision_weights(
-    file: str, top1: float, resized: int = 256, licence: str = "BSD-3-Clause"
-) -> Weights:
-    """Weights of torchvision for images of 224x224.
-
-    Args:
-        file: the file's name without its ending, whose last part begins its SHA-256.
-        top1: accuracy as torchvision states it.
-        resized: the shorter side of images before the central crop.
-        licence: of the weights.
-
-    Source: the `Weights` in https://github.com/pytorch/vision, torchvision/models.
-    """
-    sha256 = file.rpartition("-")[2]
-    return Weights(
-        f"https://download.pytorch.org/models/{file}.pth#sha256={sha256}",
-        "torchvision",
-        licence,
-        top1,
-        preprocess=None
-        if resized == 256
-        else replace(IMAGENET_PREPROCESS, crop_fraction=224 / resized),
-    )
-
-
-def timm_weights(
-    name: str,
-    licence: str = "Apache-2.0",
-    top1: float | None = None,
-    data: str = "ImageNet-1k",
-    preprocess: Preprocess | None = None,
-) -> Weights:
-    """Weights of timm by their name on the Hugging Face Hub.
-
-    Source: the `default_cfgs` in https://github.com/huggingface/pytorch-image-models, timm/models.
-    """
-    return Weights(f"hf://timm/{name}", "timm", licence, top1, data, preprocess)
-
-
-def _semi_supervised(name: str, top1: float) -> Weights:
-    """Weights of https://github.com/facebookresearch/semi-supervised-ImageNet1K-models."""
-    data = "a billion images of Instagram with hashtags, then ImageNet-1k"
-    return timm_weights(name, "CC-BY-NC-4.0", top1, data, IMAGENET_PREPROCESS)
-
-
-def _transformers(name: str) -> Weights:
-    return Weights(f"hf://microsoft/{name}", "transformers", "Apache-2.0")
-
-
-def _keras(name: str, top1: float) -> Weights:
-    """Weights of https://keras.io/api/applications, which are those of the authors."""
-    folder = "https://storage.googleapis.com/tensorflow/keras-applications/resnet"
-    file = f"{name}_weights_tf_dim_ordering_tf_kernels.h5"
-    return Weights(f"{folder}/{file}", "keras", "MIT", top1)
-
-
-IMAGENET_WEIGHTS: Mapping[str, tuple[Weights, ...]] = {
-    "resnet18": (
-        torchvision_weights("resnet18-f37072fd", 69.758),
-        timm_weights("resnet18.a1_in1k"),
-        _semi_supervised("resnet18.fb_swsl_ig1b_ft_in1k", 73.4),
-        _transformers("resnet-18"),
-    ),
-    "resnet34": (
-        torchvision_weights("resnet34-b627a593", 73.314),
-        timm_weights("resnet34.a1_in1k"),
-        _transformers("resnet-34"),
-    ),
-    "resnet50": (
-        torchvision_weights("resnet50-11ad3fa6", 80.858, 232),
-        torchvision_weights("resnet50-0676ba61", 76.13),
-        # Wightman et al. 2021, "ResNet strikes back", arXiv 2110.00476, abstract.
-        timm_weights("resnet50.a1_in1k", top1=80.4),
-        _semi_supervised("resnet50.fb_swsl_ig1b_ft_in1k", 81.2),
-        _transformers("resnet-50"),
-        _keras("resnet50", 74.9),
-    ),
-    "resnet101": (
-        torchvision_weights("resnet101-cd907fc2", 81.886, 232),
-        torchvision_weights("resnet101-63fe2227", 77.374),
-        timm_weights("resnet101.a1h_in1k"),
-        _transformers("resnet-101"),
-        _keras("resnet101", 76.4),
-    ),
-    "resnet152": (
-        torchvision_weights("resnet152-f82ba261", 82.284, 232),
-        torchvision_weights("resnet152-394f9c45", 78.312),
-        timm_weights("resnet152.a1h_in1k"),
-        _transformers("resnet-152"),
-        _keras("resnet152", 76.6),
-    ),
-    "resnext50_32x4d": (
-        torchvision_weights("resnext50_32x4d-1a0047aa", 81.198, 232),
-        torchvision_weights("resnext50_32x4d-7cdf4587", 77.618),
-        timm_weights("resnext50_32x4d.a1h_in1k"),
-        _semi_supervised("resnext50_32x4d.fb_swsl_ig1b_ft_in1k", 82.2),
-    ),
-    "resnext101_32x8d": (
-        torchvision_weights("resnext101_32x8d-110c445d", 82.834, 232),
-        torchvision_weights("resnext101_32x8d-8ba56ff5", 79.312),
-        _semi_supervised("resnext101_32x8d.fb_swsl_ig1b_ft_in1k", 84.3),
-    ),
-    "resnext101_64x4d": (
-        torchvision_weights("resnext101_64x4d-173b62eb", 83.246, 232),
-        timm_weights("resnext101_64x4d.c1_in1k"),
-    ),
-    "wide_resnet50_2": (
-        torchvision_weights("wide_resnet50_2-9ba9bcbe", 81.602, 232),
-        torchvision_weights("wide_resnet50_2-95faca4d", 78.468),
-        timm_weights(
-            "wide_resnet50_2.racm_in1k", preprocess=replace(TIMM_PREPROCESS, crop_fraction=0.875)
-        ),
-    ),
-    "wide_resnet101_2": (
-        torchvision_weights("wide_resnet101_2-d733dc28", 82.51, 232),
-        torchvision_weights("wide_resnet101_2-32ee1156", 78.848),
-    ),
-}
-
-
-def _akamaster(file: str) -> Weights:
-    folder = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"
-    reference = f"{folder}/{file}.th#sha256={file.rpartition('-')[2]}"
-    return Weights(reference, "pytorch_resnet_cifar10", "BSD-2-Clause", data="CIFAR-10")
-
-
-CIFAR_WEIGHTS: Mapping[str, tuple[Weights, ...]] = {
-    "cifar_resnet8": (
-        Weights(
-            "https://github.com/mlcommons/tiny/raw/master/benchmark/training/image_classification/"
-            "trained_models/pretrainedResnet.h5#sha256="
-            "5f938a8eea605438cc7360aa13c987bc6d7bd0c8d931b2917361ae7ae4eeda2f",
-            "mlperf_tiny",
-            "Apache-2.0",
-            data="CIFAR-10",
-        ),
-    ),
-    "cifar_resnet20": (_akamaster("resnet20-12fca82f"),),
-    "cifar_resnet32": (_akamaster("resnet32-d509ac18"),),
-    "cifar_resnet44": (_akamaster("resnet44-014dd654"),),
-    "cifar_resnet56": (_akamaster("resnet56-4bfd9763"),),
-    "cifar_resnet110": (_akamaster("resnet110-1d1ed7c2"),),
-}
-
-
-# ---------------------------------------------------------------------------------------------
-# Families
-
-IMAGENET_RESNETS = Family(
+RESNETS = Family(
     name="resnet",
-    build=imagenet_resnet,
+    build=resnet,
     # https://docs.pytorch.org/vision/stable/models.html
     parameters={
         "resnet18": 11_689_512,
@@ -937,32 +617,7 @@ IMAGENET_RESNETS = Family(
         "wide_resnet101_2": 126_886_696,
     },
     aliases={f"resnet-{depth}": (f"resnet{depth}", {}) for depth in (18, 34, 50, 101, 152)},
-    weights=IMAGENET_WEIGHTS,
+    weights=WEIGHTS,
 )
 
-CIFAR_RESNETS = Family(
-    name="cifar_resnet",
-    build=cifar_resnet,
-    # Table 6 of the paper gives 0.27, 0.46, 0.66, 0.85 and 1.7 million for depths 20 to 110; these
-    # are the exact numbers.
-    parameters={
-        "cifar_resnet8": 75_290,
-        "cifar_resnet14": 172_506,
-        "cifar_resnet20": 269_722,
-        "cifar_resnet32": 464_154,
-        "cifar_resnet44": 658_586,
-        "cifar_resnet56": 853_018,
-        "cifar_resnet110": 1_727_962,
-    },
-    weights=CIFAR_WEIGHTS,
-)
-
-GLYPH_RESNETS = Family(
-    name="glyph_resnet",
-    build=functools.partial(
-        cifar_resnet, in_channels=1, width=32, input_size=(16, 16), shortcut="projection"
-    ),
-    parameters={"glyph_resnet8": 151_274},
-)
-
-FAMILIES = (IMAGENET_RESNETS, CIFAR_RESNETS, GLYPH_RESNETS)
+FAMILIES = (RESNETS,)

@@ -30,8 +30,9 @@ from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
 from jaxtransfer.models.layers import conv, global_mean, max_pool
 from jaxtransfer.models.naming import caffe_layer, torch_layer
-from jaxtransfer.models.resnet import IMAGENET_PREPROCESS
-from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
+from jaxtransfer.models.preprocessing import CAFFE, IMAGENET
+from jaxtransfer.models.published import torchvision_weights
+from jaxtransfer.models.spec import ModelSpec, Source, Weights
 from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
 
 PAPER = "https://arxiv.org/abs/1602.07360"
@@ -264,22 +265,17 @@ VARIANTS = {
 SQUEEZED = (1, 1, 2, 2, 3, 3, 4, 4)
 
 # Source: SqueezeNet_v1.0/train_val.prototxt of https://github.com/forresti/SqueezeNet
-CAFFE_PREPROCESS = Preprocess(
-    size=(227, 227),
-    channels=3,
-    scale=None,
-    mean=(104.0, 117.0, 123.0),
-    crop_fraction=227 / 256,
-    channel_order="bgr",
+CAFFE_PREPROCESS = replace(
+    CAFFE, size=(227, 227), mean=(104.0, 117.0, 123.0), crop_fraction=227 / 256
 )
 
 # Source: examples/predict.py of https://github.com/rcmalli/keras-squeezenet
-KERAS_PREPROCESS = replace(CAFFE_PREPROCESS, mean=(103.939, 116.779, 123.68))
+KERAS_PREPROCESS = replace(CAFFE_PREPROCESS, mean=CAFFE.mean)
 
 
 def _source(library: str, variant: Variant) -> Source:
     rules, preprocess = {
-        "torchvision": (_torchvision_rules(variant.pooled), IMAGENET_PREPROCESS),
+        "torchvision": (_torchvision_rules(variant.pooled), IMAGENET),
         "caffe": (CAFFE_RULES, CAFFE_PREPROCESS),
         "deep_compression": (DEEP_COMPRESSION_RULES, CAFFE_PREPROCESS),
         "keras": (_keras_rules(), KERAS_PREPROCESS),
@@ -352,11 +348,7 @@ FAMILIES = (
         parameters={"squeezenet1_0": 1_248_424, "squeezenet1_1": 1_235_496},
         weights={
             "squeezenet1_0": (
-                Weights(
-                    "https://download.pytorch.org/models/squeezenet1_0-b66bff10.pth#sha256=b66bff10",
-                    "torchvision",
-                    top1=58.092,
-                ),
+                torchvision_weights("squeezenet1_0-b66bff10", 58.092),
                 # The accuracy is that of table 2 of the paper.
                 Weights(
                     f"{_AUTHORS}/SqueezeNet_v1.0/squeezenet_v1.0.caffemodel",
@@ -366,11 +358,7 @@ FAMILIES = (
                 ),
             ),
             "squeezenet1_1": (
-                Weights(
-                    "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth#sha256=b8a52dc0",
-                    "torchvision",
-                    top1=58.178,
-                ),
+                torchvision_weights("squeezenet1_1-b8a52dc0", 58.178),
                 Weights(
                     f"{_AUTHORS}/SqueezeNet_v1.1/squeezenet_v1.1.caffemodel",
                     "caffe",

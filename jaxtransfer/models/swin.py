@@ -33,8 +33,11 @@ from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
 from jaxtransfer.models.layers import StochasticDepth, classify, conv, global_mean
 from jaxtransfer.models.naming import torch_layer, torch_layer_norm
-from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.preprocessing import IMAGENET_BICUBIC
+from jaxtransfer.models.published import timm_weights, torchvision_weights
+from jaxtransfer.models.spec import ModelSpec, Source, Weights
+from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
+from jaxtransfer.models.transformer import PROJECTIONS, Mlp, torch_attention, torch_joined
 
 PAPER = "https://arxiv.org/abs/2103.14030"
 PATCH = 4
@@ -126,7 +129,7 @@ class WindowAttention(nn.Module):
         )
         query, key, value = (
             nn.Dense(channels, name=name)(x).reshape(*x.shape[:-1], self.heads, -1)
-            for name in ("query", "key", "value")
+            for name in PROJECTIONS
         )
         query *= (channels // self.heads) ** -0.5
         scores = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key)
@@ -137,16 +140,6 @@ class WindowAttention(nn.Module):
             scores += jnp.where(apart, MASKED, 0.0).astype(x.dtype)
         mixed = jnp.einsum("bwhqk,bwkhd->bwqhd", nn.softmax(scores), value)
         return nn.Dense(channels, name="out")(mixed.reshape(x.shape))
-
-
-class Mlp(nn.Module):
-    """A perceptron over the channels, with four times the channels inside."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """From (…, channels) to the same shape."""
-        inner = nn.gelu(nn.Dense(4 * x.shape[-1], name="up")(x), approximate=False)
-        return nn.Dense(x.shape[-1], name="down")(inner)
 
 
 class Block(nn.Module):
@@ -170,7 +163,9 @@ class Block(nn.Module):
         drop = StochasticDepth(self.drop_path)
         y = self._attend(nn.LayerNorm(epsilon=EPSILON, name="norm1")(x))
         x = x + drop(y, train=train)
-        y = Mlp(name="mlp")(nn.LayerNorm(epsilon=EPSILON, name="norm2")(x))
+        y = nn.LayerNorm(epsilon=EPSILON, name="norm2")(x)
+        # Four times the channels inside, in all variants.
+        y = Mlp(4 * x.shape[-1], name="mlp")(y, train=train)
         return x + drop(y, train=train)
 
     def _attend(self, x: jax.Array) -> jax.Array:
@@ -338,17 +333,9 @@ class _Names:
 
 def _projections(names: tuple[str, ...], target: str) -> tuple[Rule, ...]:
     """Query, key and value, which the file has in one layer or in three."""
-    targets = tuple(f"{target}/{name}" for name in ("query", "key", "value"))
     if len(names) == 1:
-        (name,) = names
-        return (
-            Rule(f"{name}.weight", tuple(f"params/{path}/kernel" for path in targets), "dense"),
-            Rule(f"{name}.bias", tuple(f"params/{path}/bias" for path in targets)),
-        )
-    pairs = zip(names, targets, strict=True)
-    return tuple(
-        rule for name, path in pairs for rule in torch_layer(name, path, "dense", bias=True)
-    )
+        return torch_joined(f"{names[0]}.weight", f"{names[0]}.bias", target)
+    return torch_attention(dict(zip(PROJECTIONS, names, strict=True)), target)
 
 
 def _rules(names: _Names) -> tuple[Rule, ...]:
@@ -371,7 +358,7 @@ def _rules(names: _Names) -> tuple[Rule, ...]:
         rules += (Rule(f"{block}.{names.table}", table),)
         for name, leaf in zip(names.norms, ("norm1", "norm2"), strict=True):
             rules += torch_layer_norm(f"{block}.{name}", f"{here}/{leaf}")
-        for name, leaf in zip(names.mlp, ("up", "down"), strict=True):
+        for name, leaf in zip(names.mlp, ("dense1", "dense2"), strict=True):
             rules += torch_layer(f"{block}.{name}", f"{here}/mlp/{leaf}", "dense", bias=True)
     return rules
 
@@ -406,7 +393,7 @@ TRANSFORMERS = _Names(
     stem=("swin.embeddings.patch_embeddings.projection", "swin.embeddings.norm"),
     downsample=lambda stage: f"swin.encoder.layers.{stage - 2}.downsample",
     block=lambda stage: f"swin.encoder.layers.{stage - 1}.blocks.{{j}}",
-    attention=tuple(f"attention.self.{name}" for name in ("query", "key", "value")),
+    attention=tuple(f"attention.self.{name}" for name in PROJECTIONS),
     out="attention.output.dense",
     table="attention.self.relative_position_bias_table",
     norms=("layernorm_before", "layernorm_after"),
@@ -442,25 +429,16 @@ VARIANTS = {
     "swin_b": Variant(128, (2, 2, 18, 2), 0.5, resize=238),
 }
 
-# Of the authors: the side of 224 is 0.875 of what images are resized to; timm measures with 0.9.
-PREPROCESS = Preprocess(
-    size=(224, 224),
-    channels=3,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    interpolation="bicubic",
-    crop_fraction=0.875,
-)
-
 
 def _sources(variant: Variant) -> tuple[Source, ...]:
-    torchvision = replace(PREPROCESS, crop_fraction=224 / variant.resize)
+    """The authors crop 0.875 of the resized images' sides, all others something else."""
+    torchvision = replace(IMAGENET_BICUBIC, crop_fraction=224 / variant.resize)
     # Its images are resized to 224 as a whole, the longer side squeezed.
-    transformers = replace(PREPROCESS, crop_fraction=1.0)
+    transformers = replace(IMAGENET_BICUBIC, crop_fraction=1.0)
     return (
         Source("torchvision", _rules(TORCHVISION), torchvision),
-        Source("timm", _rules(TIMM), replace(PREPROCESS, crop_fraction=0.9)),
-        Source("microsoft", _rules(MICROSOFT), PREPROCESS),
+        Source("timm", _rules(TIMM), replace(IMAGENET_BICUBIC, crop_fraction=0.9)),
+        Source("microsoft", _rules(MICROSOFT), IMAGENET_BICUBIC),
         Source("transformers", _rules(TRANSFORMERS), transformers),
     )
 
@@ -511,8 +489,7 @@ def swin(
         )
     if min(input_size) < PATCH:
         raise ModelError(f"{name}: expected an input_size of at least {PATCH}, found {input_size}")
-    if not 0 <= drop_path < 1:
-        raise ModelError(f"{name}: expected drop_path from 0 to below 1, found {drop_path}")
+    check_rates(name, drop_path=drop_path)
     module = Swin(blocks, width, head_width, window, num_classes, drop_path)
     spec = ModelSpec(
         name=name,
@@ -539,7 +516,7 @@ def _weights(size: str, top1: float) -> tuple[Weights, ...]:
     """Weights of ImageNet-1k, accuracies as in the README of microsoft/Swin-Transformer."""
     name = f"swin_{size}_patch4_window7_224"
     return (
-        Weights(f"hf://timm/{name}.ms_in1k", "timm", "MIT", top1),
+        timm_weights(f"{name}.ms_in1k", top1, licence="MIT"),
         Weights(f"{MICROSOFT_FILES}/v1.0.0/{name}.pth", "microsoft", "MIT", top1),
         Weights(f"hf://microsoft/{name.replace('_', '-')}", "transformers", top1=top1),
     )
@@ -550,17 +527,11 @@ def _weights_22k(size: str, files: str, ending: str, top1: float) -> tuple[Weigh
     name = f"swin_{size}_patch4_window7_224"
     file = f"{MICROSOFT_FILES}/{files}/{name}"
     return (
-        Weights(f"hf://timm/{name}.ms_in22k_ft_in1k", "timm", "MIT", top1, IN22K_1K),
-        Weights(f"hf://timm/{name}.ms_in22k", "timm", "MIT", None, IN22K),
+        timm_weights(f"{name}.ms_in22k_ft_in1k", top1, licence="MIT", data=IN22K_1K),
+        timm_weights(f"{name}.ms_in22k", None, licence="MIT", data=IN22K),
         Weights(f"{file}_22kto1k{ending}.pth", "microsoft", "MIT", top1, IN22K_1K),
         Weights(f"{file}_22k.pth", "microsoft", "MIT", None, IN22K),
     )
-
-
-def _torchvision(file: str, top1: float) -> Weights:
-    sha256 = file.removesuffix(".pth").split("-")[1]
-    url = f"https://download.pytorch.org/models/{file}#sha256={sha256}"
-    return Weights(url, "torchvision", top1=top1)
 
 
 SWINS = Family(
@@ -579,17 +550,17 @@ SWINS = Family(
     },
     weights={
         "swin_t": (
-            _torchvision("swin_t-704ceda3.pth", 81.474),
+            torchvision_weights("swin_t-704ceda3", 81.474),
             *_weights("tiny", 81.2),
             *_weights_22k("tiny", "v1.0.8", "_finetune", 80.9),
         ),
         "swin_s": (
-            _torchvision("swin_s-5e29d889.pth", 83.196),
+            torchvision_weights("swin_s-5e29d889", 83.196),
             *_weights("small", 83.2),
             *_weights_22k("small", "v1.0.8", "_finetune", 83.2),
         ),
         "swin_b": (
-            _torchvision("swin_b-68c6b09e.pth", 83.582),
+            torchvision_weights("swin_b-68c6b09e", 83.582),
             *_weights("base", 83.5),
             *_weights_22k("base", "v1.0.0", "", 85.2),
         ),

@@ -12,6 +12,8 @@ gradient gave back.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -157,18 +159,18 @@ def drop_path_rates(largest: float, depth: int) -> list[float] | list[None]:
 
 
 def scan_blocks(
-    block: Block, x: jax.Array, rates: list[float] | list[None], *, train: bool
+    block: nn.Module, x: jax.Array, rates: list[float] | list[None], *, train: bool
 ) -> jax.Array:
     """Blocks one after the other, compiled once: each leaf of `block` has a leading axis for them.
 
     Args:
-        block: a module, named as the leaves shall be.
+        block: a module that is called as `Block` is, named as the leaves shall be.
         x: the tokens.
         rates: of `drop_path`, one for each block.
         train: as for a block.
     """
 
-    def step(block: Block, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
+    def step(block: Any, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
         return block(x, rate, train=train), None
 
     scanned = nn.scan(
@@ -209,22 +211,6 @@ def torch_joined(
     kernels = tuple(f"params/{target}/{part}/kernel" for part in parts)
     biases = tuple(f"params/{target}/{part}/bias" for part in parts)
     return Rule(weight, kernels, "dense"), Rule(bias, biases)
-
-
-def flax_layer(source: str, target: str) -> tuple[Rule, ...]:
-    """A convolution or a dense layer of Flax Linen with a bias."""
-    return (
-        Rule(f"{source}/kernel", f"params/{target}/kernel"),
-        Rule(f"{source}/bias", f"params/{target}/bias"),
-    )
-
-
-def flax_layer_norm(source: str, target: str) -> tuple[Rule, ...]:
-    """A LayerNorm of Flax Linen."""
-    return (
-        Rule(f"{source}/scale", f"params/{target}/scale"),
-        Rule(f"{source}/bias", f"params/{target}/bias"),
-    )
 
 
 def flax_attention(source: str, target: str, heads: int) -> tuple[Rule, ...]:

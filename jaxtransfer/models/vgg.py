@@ -36,7 +36,8 @@ from jaxtransfer.models.layers import (
     max_pool,
 )
 from jaxtransfer.models.naming import caffe_layer, keras_layer, torch_batch_norm, torch_layer
-from jaxtransfer.models.resnet import IMAGENET_PREPROCESS
+from jaxtransfer.models.preprocessing import CAFFE, IMAGENET
+from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
 from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
 from jaxtransfer.types import Pattern
@@ -244,18 +245,6 @@ DEPTHS = {
     "vgg19": (2, 2, 4, 4, 4),
 }
 
-# The networks of the authors, which Keras converted, take bytes in the order blue, green, red.
-# Source: https://gist.github.com/ksimonyan/211839e770f7b538e2d8
-OXFORD_PREPROCESS = Preprocess(
-    size=(224, 224),
-    channels=3,
-    scale=None,
-    mean=(103.939, 116.779, 123.68),
-    crop_fraction=0.875,
-    channel_order="bgr",
-)
-
-
 # Names of the dense layers in any of the files, which a network without them leaves out.
 _DENSE_NAMES = re.compile(
     r"(.*[./])?(classifier\.[036]|pre_logits\.fc[12]|head\.fc|fc[12678]|predictions)[./].*"
@@ -279,16 +268,16 @@ def _sources(name: str, width: int, hidden: int) -> tuple[Source, ...]:
 
     body = _torch_body(depths, batch_norm)
     torch = (
-        source("torchvision", body, _torchvision_dense(width), IMAGENET_PREPROCESS),
-        source("timm", body, TIMM_DENSE, IMAGENET_PREPROCESS, sliding=True),
+        source("torchvision", body, _torchvision_dense(width), IMAGENET),
+        source("timm", body, TIMM_DENSE, IMAGENET, sliding=True),
     )
     if name not in ("vgg16", "vgg19"):
         return torch
     caffe = _caffe_dense(width)
     return (
         *torch,
-        source("keras", KERAS_BODY, KERAS_DENSE, OXFORD_PREPROCESS),
-        source("caffe", CAFFE_BODY, caffe, OXFORD_PREPROCESS, ceil_pooling=True),
+        source("keras", KERAS_BODY, KERAS_DENSE, CAFFE),
+        source("caffe", CAFFE_BODY, caffe, CAFFE, ceil_pooling=True),
     )
 
 
@@ -352,10 +341,9 @@ def _torch_weights(name: str, start: str, top1: float) -> tuple[Weights, ...]:
 
     `start` are the first digits of the SHA-256 of torchvision's file.
     """
-    url = f"https://download.pytorch.org/models/{name}-{start}.pth#sha256={start}"
     return (
-        Weights(url, "torchvision", top1=top1),
-        Weights(f"hf://timm/{name}.tv_in1k", "timm", licence="BSD-3-Clause"),
+        torchvision_weights(f"{name}-{start}", top1),
+        timm_weights(f"{name}.tv_in1k", licence="BSD-3-Clause"),
     )
 
 

@@ -1,17 +1,13 @@
 """Vision Transformers (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv 2010.11929).
 
 A convolution without overlap turns patches into tokens; a class token goes before them; learned
-position embeddings are added; pre-norm blocks, a normalisation and a dense head follow. What came
-after differs in a few places only:
+position embeddings are added; pre-norm blocks, a normalisation and a dense head follow. Here is the
+network with all options, and ViT itself, with the training recipes of Steiner et al. 2021 (AugReg,
+arXiv 2106.10270), in the sizes Ti, S, B, L and H. What came after differs in a few places only:
 
-*   ViT with the training recipes of Steiner et al. 2021 (AugReg, arXiv 2106.10270), in the sizes
-    Ti, S, B, L and H;
-*   DeiT (Touvron et al. 2021, arXiv 2012.12877): the same network, and one with a second token and
-    head that a teacher trained; both heads' logits are averaged (section 4);
-*   DINOv2 (Oquab et al. 2023, arXiv 2304.07193): patches of 14, LayerScale, images of 518, no head;
-    with registers (Darcet et al. 2023, arXiv 2309.16588) four tokens that have no position.
-
-The image towers of CLIP and SigLIP are in `clip.py`.
+*   DeiT, in `deit.py`: a second token and head that a teacher trained;
+*   DINOv2, in `dinov2.py`: LayerScale, no head, and maybe tokens that have no position;
+*   the image towers of CLIP and SigLIP, in `clip.py`: other inputs, activations and poolings.
 
 The stages are `embed`, one for each block (or `blocks` with `scan=True`), `norm`, `pool` and
 `head`. Where the mean of the tokens is normalised, rather than each token, `pool` is before `norm`.
@@ -31,8 +27,9 @@ from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Builder, Family
 from jaxtransfer.models.layers import ACTIVATIONS
-from jaxtransfer.models.naming import torch_layer, torch_layer_norm
-from jaxtransfer.models.spec import ModelSpec, PositionEmbedding, Preprocess, Source, Weights
+from jaxtransfer.models.naming import flax_layer, flax_layer_norm, torch_layer, torch_layer_norm
+from jaxtransfer.models.preprocessing import IMAGENET, INCEPTION, INCEPTION_BICUBIC
+from jaxtransfer.models.spec import ModelSpec, PositionEmbedding, Source
 from jaxtransfer.models.stages import check_sizes, stages_between
 from jaxtransfer.models.transformer import (
     PROJECTIONS,
@@ -41,12 +38,11 @@ from jaxtransfer.models.transformer import (
     Mlp,
     drop_path_rates,
     flax_attention,
-    flax_layer,
-    flax_layer_norm,
     scan_blocks,
     torch_attention,
     torch_joined,
 )
+from jaxtransfer.models.vit_weights import WEIGHTS
 
 POOLS = ("token", "mean", "token_mean", "map")
 
@@ -399,100 +395,33 @@ def augreg_rules(design: Design) -> tuple[Rule, ...]:
 # ---------------------------------------------------------------------------------------------
 # Sources of weights
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def imagenet_preprocess(crop_fraction: float, interpolation: str = "bicubic") -> Preprocess:
-    """Images with ImageNet's usual means and deviations of the channels."""
-    return Preprocess(
-        channels=3,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        interpolation=interpolation,
-        crop_fraction=crop_fraction,
-    )
-
-
-def symmetric_preprocess(crop_fraction: float, interpolation: str = "bicubic") -> Preprocess:
-    """Images in [-1, 1], as most networks of Google expect them."""
-    return Preprocess(
-        channels=3,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        interpolation=interpolation,
-        crop_fraction=crop_fraction,
-    )
-
-
 # The pooler of `transformers` and the representation layer of ViT feed no published classifier.
-_POOLER = re.compile(r"(.*\.)?pooler\..*")
+POOLER = re.compile(r"(.*\.)?pooler\..*")
 _PRE_LOGITS = re.compile(r"(.*[./])?pre_logits[./].*")
-_MASK_TOKEN = re.compile(r"(.*\.)?mask_token")
 
 
-def vit_sources(design: Design) -> tuple[Source, ...]:
+def _sources(design: Design) -> tuple[Source, ...]:
     """Of ViT. Images are in [-1, 1] except in torchvision."""
     return (
-        Source("timm", timm_rules(design), symmetric_preprocess(0.9), ignore=(_PRE_LOGITS,)),
-        Source("torchvision", torchvision_rules(), imagenet_preprocess(0.875, "bilinear")),
+        Source(
+            "timm",
+            timm_rules(design),
+            replace(INCEPTION_BICUBIC, crop_fraction=0.9),
+            ignore=(_PRE_LOGITS,),
+        ),
+        Source("torchvision", torchvision_rules(), IMAGENET),
         Source(
             "transformers",
             transformers_rules("vit"),
-            symmetric_preprocess(1.0, "bilinear"),
+            replace(INCEPTION, crop_fraction=1.0),
             {"epsilon": 1e-12},
-            (_POOLER,),
+            (POOLER,),
         ),
         Source(
             "augreg",
             augreg_rules(design),
-            symmetric_preprocess(1.0, "bilinear"),
+            replace(INCEPTION, crop_fraction=1.0),
             ignore=(_PRE_LOGITS,),
-        ),
-    )
-
-
-def deit_sources(design: Design) -> tuple[Source, ...]:
-    """Of DeiT; those without a distillation token are ViTs in `transformers` too."""
-    name = "deit" if design.distillation_token else "vit"
-    return (
-        Source("timm", timm_rules(design), imagenet_preprocess(0.9)),
-        Source(
-            "transformers",
-            transformers_rules(name),
-            imagenet_preprocess(0.875),
-            {"epsilon": 1e-12},
-            (_POOLER,),
-        ),
-    )
-
-
-def dinov2_sources(design: Design) -> tuple[Source, ...]:
-    """Of DINOv2: its own files, timm's and those of `transformers`.
-
-    timm adds the class token's position to the class token where there are registers. The
-    classifiers in `transformers` get class token and mean of the patches side by side.
-    """
-    dinov2 = Source(
-        "dinov2",
-        timm_rules(design, "register_tokens"),
-        imagenet_preprocess(1.0),
-        ignore=(_MASK_TOKEN,),
-    )
-    name = "dinov2_with_registers" if design.registers else "dinov2"
-    return (
-        dinov2,
-        replace(
-            dinov2,
-            name="timm",
-            rules=timm_rules(design),
-            options={"embed_class": False} if design.registers else {},
-        ),
-        Source(
-            "transformers",
-            transformers_rules(name),
-            imagenet_preprocess(0.875),
-            {"pool": "token_mean"},
-            (_MASK_TOKEN,),
         ),
     )
 
@@ -526,13 +455,10 @@ SIZES: Mapping[str, tuple[int, int, int, int]] = {
     "h": (1280, 32, 16, 5120),
 }
 
-_VIT = "https://arxiv.org/abs/2010.11929"
-_DEIT = "https://arxiv.org/abs/2012.12877"
-_DINOV2 = "https://arxiv.org/abs/2304.07193"
-_REGISTERS = "https://arxiv.org/abs/2309.16588"
+PAPER = "https://arxiv.org/abs/2010.11929"
 
-VIT_VARIANTS = {
-    f"vit_{size}{patch}": Variant(Design(patch, *SIZES[size]), vit_sources, _VIT)
+VARIANTS = {
+    f"vit_{size}{patch}": Variant(Design(patch, *SIZES[size]), _sources, PAPER)
     for size, patch in [
         ("ti", 16),
         ("s", 32),
@@ -544,33 +470,6 @@ VIT_VARIANTS = {
         ("l", 16),
         ("h", 14),
     ]
-}
-
-DEIT_VARIANTS = {
-    f"deit_{size}16{suffix}": Variant(
-        Design(16, *SIZES[size], distillation_token=bool(suffix)), deit_sources, _DEIT
-    )
-    for size in ("ti", "s", "b")
-    for suffix in ("", "_distilled")
-}
-
-# LayerScale starts at 1e-5 (section 4 and https://github.com/facebookresearch/dinov2); the last
-# part of the training was at 518 pixels, 37 patches of 14.
-DINOV2_VARIANTS = {
-    f"dinov2_{size}14{suffix}": Variant(
-        Design(
-            14,
-            *SIZES[size],
-            input_size=(518, 518),
-            num_classes=0,
-            registers=4 if suffix else 0,
-            layer_scale=1e-5,
-        ),
-        dinov2_sources,
-        _REGISTERS if suffix else _DINOV2,
-    )
-    for size in ("s", "b", "l")
-    for suffix in ("", "_reg")
 }
 
 
@@ -715,171 +614,14 @@ def _check(
 
 
 # ---------------------------------------------------------------------------------------------
-# Published weights
-
-_IMAGENET21K = "ImageNet-21k"
-_IMAGENET21K_1K = "ImageNet-21k, then ImageNet-1k"
-_SWAG = "3.6 billion pictures of Instagram and their hashtags, then ImageNet-1k"
-_LVD142M = "LVD-142M, without labels"
-
-
-def _timm(
-    name: str,
-    data: str = _IMAGENET21K_1K,
-    *,
-    licence: str = "apache-2.0",
-    top1: float | None = None,
-    preprocess: Preprocess | None = None,
-) -> Weights:
-    return Weights(f"hf://timm/{name}", "timm", licence, top1, data, preprocess)
-
-
-def _torchvision(
-    file: str, top1: float, crop_fraction: float = 0.875, *, swag: bool = False
-) -> Weights:
-    return Weights(
-        f"https://download.pytorch.org/models/{file}.pth#sha256={file.rsplit('-', 1)[-1]}",
-        "torchvision",
-        "cc-by-nc-4.0" if swag else "bsd-3-clause",
-        top1,
-        _SWAG if swag else "ImageNet-1k",
-        imagenet_preprocess(crop_fraction, "bicubic" if swag else "bilinear"),
-    )
-
-
-def _google(name: str, data: str = _IMAGENET21K_1K) -> Weights:
-    return Weights(f"hf://google/{name}", "transformers", "apache-2.0", data=data)
-
-
-# Licences and preprocessing: `default_cfgs` of timm and the `Weights` enumerations of torchvision,
-# whose accuracies are on https://docs.pytorch.org/vision/stable/models.html.
-_FULL = symmetric_preprocess(1.0)
-_SELF_SUPERVISED = imagenet_preprocess(0.9)
-_UNLABELLED = "ImageNet-1k, without labels"
-
-VIT_WEIGHTS = {
-    "vit_ti16": (
-        _timm("vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
-        _timm("vit_tiny_patch16_384.augreg_in21k_ft_in1k", preprocess=_FULL),
-        _timm("vit_tiny_patch16_224.augreg_in21k", _IMAGENET21K),
-    ),
-    "vit_s32": (
-        _timm("vit_small_patch32_224.augreg_in21k_ft_in1k"),
-        _timm("vit_small_patch32_384.augreg_in21k_ft_in1k", preprocess=_FULL),
-        _timm("vit_small_patch32_224.augreg_in21k", _IMAGENET21K),
-    ),
-    "vit_s16": (
-        _timm("vit_small_patch16_224.augreg_in21k_ft_in1k"),
-        _timm("vit_small_patch16_384.augreg_in21k_ft_in1k", preprocess=_FULL),
-        _timm("vit_small_patch16_224.augreg_in21k", _IMAGENET21K),
-        _timm("vit_small_patch16_224.augreg_in1k", "ImageNet-1k"),
-        _timm("vit_small_patch16_224.dino", _UNLABELLED, preprocess=_SELF_SUPERVISED),
-    ),
-    "vit_b32": (
-        _timm("vit_base_patch32_224.augreg_in21k_ft_in1k"),
-        _timm("vit_base_patch32_384.augreg_in21k_ft_in1k", preprocess=_FULL),
-        _timm("vit_base_patch32_224.augreg_in21k", _IMAGENET21K),
-        _torchvision("vit_b_32-d86f8d99", 75.912),
-        _google("vit-base-patch32-384"),
-        _google("vit-base-patch32-224-in21k", _IMAGENET21K),
-    ),
-    "vit_b16": (
-        _timm("vit_base_patch16_224.augreg_in21k_ft_in1k"),
-        _timm("vit_base_patch16_384.augreg_in21k_ft_in1k", preprocess=_FULL),
-        _timm("vit_base_patch16_224.augreg_in21k", _IMAGENET21K),
-        _timm("vit_base_patch16_224.augreg_in1k", "ImageNet-1k"),
-        _timm("vit_base_patch16_224.dino", _UNLABELLED, preprocess=_SELF_SUPERVISED),
-        _timm(
-            "vit_base_patch16_224.mae",
-            _UNLABELLED,
-            licence="cc-by-nc-4.0",
-            preprocess=_SELF_SUPERVISED,
-        ),
-        _torchvision("vit_b_16-c867db91", 81.072),
-        _torchvision("vit_b_16_swag-9ac1b537", 85.304, 1.0, swag=True),
-        _torchvision("vit_b_16_lc_swag-4e70ced5", 81.886, 1.0, swag=True),
-        _google("vit-base-patch16-224"),
-        _google("vit-base-patch16-384"),
-        _google("vit-base-patch16-224-in21k", _IMAGENET21K),
-    ),
-    "vit_b8": (
-        _timm("vit_base_patch8_224.augreg_in21k_ft_in1k"),
-        _timm("vit_base_patch8_224.augreg_in21k", _IMAGENET21K),
-        _timm("vit_base_patch8_224.dino", _UNLABELLED, preprocess=_SELF_SUPERVISED),
-    ),
-    "vit_l32": (
-        _timm("vit_large_patch32_384.orig_in21k_ft_in1k", preprocess=_FULL),
-        _torchvision("vit_l_32-c7638314", 76.972),
-        _google("vit-large-patch32-384"),
-    ),
-    "vit_l16": (
-        _timm("vit_large_patch16_224.augreg_in21k_ft_in1k"),
-        _timm("vit_large_patch16_384.augreg_in21k_ft_in1k", preprocess=_FULL),
-        _timm("vit_large_patch16_224.augreg_in21k", _IMAGENET21K),
-        # Its images are resized to 242 before the crop of 224.
-        _torchvision("vit_l_16-852ce7e3", 79.662, 224 / 242),
-        _torchvision("vit_l_16_swag-4f3808c9", 88.064, 1.0, swag=True),
-        _torchvision("vit_l_16_lc_swag-4d563306", 85.146, 1.0, swag=True),
-        _google("vit-large-patch16-224"),
-        _google("vit-large-patch16-384"),
-        _google("vit-large-patch16-224-in21k", _IMAGENET21K),
-    ),
-    "vit_h14": (
-        _timm("vit_huge_patch14_224.orig_in21k", _IMAGENET21K),
-        _torchvision("vit_h_14_swag-80465313", 88.552, 1.0, swag=True),
-        _torchvision("vit_h_14_lc_swag-c1eb923e", 85.708, 1.0, swag=True),
-        _google("vit-huge-patch14-224-in21k", _IMAGENET21K),
-    ),
-}
-
-
-def _deit(name: str, top1: float, top1_at_384: float | None = None) -> tuple[Weights, ...]:
-    """Weights of timm and `transformers`; accuracies: https://github.com/facebookresearch/deit."""
-    hyphened = name.replace("_", "-")
-    data = "ImageNet-1k"
-    usual = (
-        _timm(f"{name}_224.fb_in1k", data, top1=top1),
-        Weights(f"hf://facebook/{hyphened}-224", "transformers", "apache-2.0", top1, data),
-    )
-    if top1_at_384 is None:
-        return usual
-    full = imagenet_preprocess(1.0)
-    return (*usual, _timm(f"{name}_384.fb_in1k", data, top1=top1_at_384, preprocess=full))
-
-
-DEIT_WEIGHTS = {
-    "deit_ti16": _deit("deit_tiny_patch16", 72.2),
-    "deit_ti16_distilled": _deit("deit_tiny_distilled_patch16", 74.5),
-    "deit_s16": _deit("deit_small_patch16", 79.9),
-    "deit_s16_distilled": _deit("deit_small_distilled_patch16", 81.2),
-    "deit_b16": _deit("deit_base_patch16", 81.8, 82.9),
-    "deit_b16_distilled": _deit("deit_base_distilled_patch16", 83.4, 85.2),
-}
-
-DINOV2_WEIGHTS = {
-    f"dinov2_{size[0]}14{suffix}": (
-        _timm(f"vit_{size}_patch14{registers}_dinov2.lvd142m", _LVD142M),
-        Weights(f"hf://facebook/{name}", "transformers", "apache-2.0", data=_LVD142M),
-        Weights(
-            f"hf://facebook/{name}-imagenet1k-1-layer",
-            "transformers",
-            "apache-2.0",
-            data="LVD-142M, without labels, then the head on ImageNet-1k",
-        ),
-    )
-    for size in ("small", "base", "large")
-    for suffix, registers, name in (
-        ("", "", f"dinov2-{size}"),
-        ("_reg", "_reg4", f"dinov2-with-registers-{size}"),
-    )
-}
+# Family
 
 # What timm calls the sizes.
-_TIMM_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
+TIMM_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
 
 VITS = Family(
     name="vit",
-    build=builder(VIT_VARIANTS),
+    build=builder(VARIANTS),
     # https://docs.pytorch.org/vision/stable/models.html for those that are there, else as timm
     # counts them.
     parameters={
@@ -894,7 +636,7 @@ VITS = Family(
         "vit_h14": 632_045_800,
     },
     aliases={
-        f"vit_{_TIMM_SIZES[size]}_patch{patch}_{side}": (
+        f"vit_{TIMM_SIZES[size]}_patch{patch}_{side}": (
             f"vit_{size}{patch}",
             {} if side == 224 else {"input_size": (side, side)},
         )
@@ -915,52 +657,7 @@ VITS = Family(
         f"vit_{size}_{patch}": (f"vit_{size}{patch}", {})
         for size, patch in [("b", 16), ("b", 32), ("l", 16), ("l", 32), ("h", 14)]
     },
-    weights=VIT_WEIGHTS,
+    weights=WEIGHTS,
 )
 
-DEITS = Family(
-    name="deit",
-    build=builder(DEIT_VARIANTS),
-    # As timm counts them; 5, 22 and 86 million in table 1 of the paper.
-    parameters={
-        "deit_ti16": 5_717_416,
-        "deit_ti16_distilled": 5_910_800,
-        "deit_s16": 22_050_664,
-        "deit_s16_distilled": 22_436_432,
-        "deit_b16": 86_567_656,
-        "deit_b16_distilled": 87_338_192,
-    },
-    aliases={
-        f"deit_{_TIMM_SIZES[size]}{suffix}_patch16_224": (f"deit_{size}16{suffix}", {})
-        for size in ("ti", "s", "b")
-        for suffix in ("", "_distilled")
-    },
-    weights=DEIT_WEIGHTS,
-)
-
-DINOV2 = Family(
-    name="dinov2",
-    build=builder(DINOV2_VARIANTS),
-    # As timm counts them without registers, `transformers` with them and without its mask token.
-    parameters={
-        "dinov2_s14": 22_056_192,
-        "dinov2_s14_reg": 22_057_728,
-        "dinov2_b14": 86_579_712,
-        "dinov2_b14_reg": 86_582_784,
-        "dinov2_l14": 304_367_616,
-        "dinov2_l14_reg": 304_371_712,
-    },
-    aliases={
-        alias: (f"dinov2_{size}14{suffix}", {})
-        for size in ("s", "b", "l")
-        for suffix, registers in (("", ""), ("_reg", "_reg4"))
-        # In https://github.com/facebookresearch/dinov2 and in timm.
-        for alias in (
-            f"dinov2_vit{size}14{suffix}",
-            f"vit_{_TIMM_SIZES[size]}_patch14{registers}_dinov2",
-        )
-    },
-    weights=DINOV2_WEIGHTS,
-)
-
-FAMILIES = (VITS, DEITS, DINOV2)
+FAMILIES = (VITS,)

@@ -228,7 +228,7 @@ def test_the_epsilon_after_the_pooling_is_that_of_the_source():
         ({"blocks": (1, 1, 0, 1)}, "'blocks of stage 3': 0"),
         ({"blocks": (1, 1, 1)}, r"blocks of four stages, found \(1, 1, 1\)"),
         ({"input_size": 31}, r"at least 32.*found \(31, 31\)"),
-        ({"drop_path": 1.0}, "drop_path from 0 to below 1, found 1.0"),
+        ({"drop_path": 1.0}, r"rates of at least 0 and below 1, found \{'drop_path': 1.0\}"),
         ({"num_classes": -1}, "'num_classes': -1"),
     ],
 )

@@ -198,7 +198,7 @@ def test_images_are_prepared_as_each_source_does_it():
         ({"blocks": (2, 0)}, r"\{'blocks\[1\]': 0\}"),
         ({"blocks": ()}, "at least one block"),
         ({"input_size": (8, 0)}, r"\{'breadth': 0\}"),
-        ({"dropout": 2}, "expected dropout from 0, below 1, found 2"),
+        ({"dropout": 2}, r"rates of at least 0 and below 1, found \{'dropout': 2\}"),
     ],
 )
 def test_options_that_make_no_network_are_errors(options, message):

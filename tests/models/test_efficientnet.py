@@ -82,9 +82,9 @@ def test_squeezed_channels_are_a_quarter_of_those_that_enter_the_block():
         for stage, block in [("stage1", "0"), ("stage2", "0"), ("stage2", "1")]
     }
     assert squeezed == {
-        ("stage1", "0"): (1, 1, 32, 8),
-        ("stage2", "0"): (1, 1, 96, 4),
-        ("stage2", "1"): (1, 1, 144, 6),
+        ("stage1", "0"): (32, 8),
+        ("stage2", "0"): (96, 4),
+        ("stage2", "1"): (144, 6),
     }
     blocks = build("efficientnet_v2_s", **TINY).params["stage3"]
     assert all("squeeze_excitation" not in block for block in blocks.values())
@@ -408,7 +408,7 @@ def test_published_weights_are_stated(name):
         ({"padding": "VALID"}, "expected padding None or 'SAME', found 'VALID'"),
         ({"width": 0}, r"numbers above 0, found \{'width': 0\}"),
         ({"width": -1.0, "depth": -2}, r"\{'width': -1.0, 'depth': -2\}"),
-        ({"dropout": 1.0}, r"rates from 0 to below 1, found \{'dropout': 1.0\}"),
+        ({"dropout": 1.0}, r"rates of at least 0 and below 1, found \{'dropout': 1.0\}"),
         ({"drop_path": -0.1}, r"\{'drop_path': -0.1\}"),
         ({"num_classes": -1}, r"\{'num_classes': -1\}"),
         ({"input_size": (0, 8)}, r"\{'height': 0\}"),

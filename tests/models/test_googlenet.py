@@ -229,7 +229,7 @@ def test_without_classes_features_leave_as_they_are():
         ({"input_size": (0, 8)}, r"\{'height': 0\}"),
         ({"last_pool": 0}, r"\{'last_pool': 0\}"),
         ({"large_kernel": 4}, "expected an odd large_kernel, found 4"),
-        ({"dropout": 1.0}, "expected dropout from 0, below 1, found 1.0"),
+        ({"dropout": 1.0}, r"rates of at least 0 and below 1, found \{'dropout': 1.0\}"),
     ],
 )
 def test_options_that_make_no_network_are_errors(options, message):

@@ -230,7 +230,7 @@ def test_dropout_comes_before_the_head_in_training():
     [
         ({"width": 0}, r"integers of at least 1.*\{'width': 0\}"),
         ({"num_classes": -1}, r"\{'num_classes': -1\}"),
-        ({"dropout": -0.1}, "expected dropout from 0, below 1, found -0.1"),
+        ({"dropout": -0.1}, r"rates of at least 0 and below 1, found \{'dropout': -0.1\}"),
     ],
 )
 def test_options_that_make_no_network_are_errors(options, message):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jaxtransfer.models.layers import (
     ACTIVATIONS,
     BatchNorm,
+    SqueezeExcitation,
     StochasticDepth,
     average_pool,
     conv,
@@ -149,6 +150,16 @@ def test_tensorflows_padding_differs_from_pytorchs_where_strides_meet_even_sizes
     )
     np.testing.assert_allclose(same.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
     assert np.abs(same.apply(variables, x) - even.apply(variables, x)).max() > 0.1
+
+
+def test_squeeze_and_excitation_weighs_channels_by_their_means():
+    x, layer = images(4, 5, 6), SqueezeExcitation(2, "silu", "hard_sigmoid")
+    variables = layer.init(jax.random.key(0), x)
+    reduce, expand = variables["params"]["reduce"], variables["params"]["expand"]
+    hidden = nn.silu(x.mean((1, 2)) @ reduce["kernel"])
+    weights = nn.hard_sigmoid(hidden @ expand["kernel"])
+    expected = x * np.asarray(weights)[:, None, None]
+    np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_stochastic_depth_leaves_out_whole_examples():

@@ -19,7 +19,8 @@ import jaxtransfer as jt
 from jaxtransfer.errors import MappingError, ModelError
 from jaxtransfer.models import build, families, init
 from jaxtransfer.models.catalog import spec_of
-from jaxtransfer.models.mobile import BlockSizes, Layers, round_channels
+from jaxtransfer.models.layers import round_channels
+from jaxtransfer.models.mobile import BlockSizes, Layers
 from jaxtransfer.models.weights import load_network
 from jaxtransfer.tree import named_leaves
 

@@ -109,7 +109,7 @@ def test_each_stage_halves_the_image_rounding_up():
 def test_squeeze_and_excitation_has_a_quarter_of_the_channels_that_enter_the_block():
     params = build("regnet_y_400mf", **SMALL).params
     reduced = {
-        where: params[where[0]][where[1]]["squeeze_excite"]["reduce"]["kernel"].shape
+        where: params[where[0]][where[1]]["squeeze_excitation"]["reduce"]["kernel"].shape
         for where in [("layer1", "0"), ("layer2", "0"), ("layer2", "1"), ("layer4", "0")]
     }
     assert reduced == {
@@ -118,7 +118,7 @@ def test_squeeze_and_excitation_has_a_quarter_of_the_channels_that_enter_the_blo
         ("layer2", "1"): (16, 4),
         ("layer4", "0"): (40, 6),
     }
-    assert "squeeze_excite" not in build("regnet_x_400mf", **SMALL).params["layer1"]["0"]
+    assert "squeeze_excitation" not in build("regnet_x_400mf", **SMALL).params["layer1"]["0"]
 
 
 def test_a_stage_narrower_than_a_group_is_one_group():

@@ -178,7 +178,7 @@ def test_training_leaves_out_each_branch_apart():
     # A block whose perceptron gives nothing and whose attention gives ones, and the reverse.
     def constant(attention: float, perceptron: float) -> Any:
         block = jax.tree.map(jnp.zeros_like, params["stage4"]["0"])
-        ends = {"attention": ("out", attention), "mlp": ("down", perceptron)}
+        ends = {"attention": ("out", attention), "mlp": ("dense2", perceptron)}
         for branch, (layer, value) in ends.items():
             bias = jnp.full_like(block[branch][layer]["bias"], value)
             block = {
@@ -276,7 +276,7 @@ def test_the_name_for_windows_of_twelve_builds_them():
         ({"blocks": (1, 1)}, r"blocks of four stages, found \(1, 1\)"),
         ({"width": 40}, "heads of 32 divide, found 40"),
         ({"input_size": 3}, r"at least 4, found \(3, 3\)"),
-        ({"drop_path": -0.1}, "drop_path from 0 to below 1, found -0.1"),
+        ({"drop_path": -0.1}, r"rates of at least 0 and below 1, found \{'drop_path': -0.1\}"),
     ],
 )
 def test_options_that_make_no_network_are_errors(options, message):
