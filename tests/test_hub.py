@@ -207,9 +207,7 @@ def test_the_first_digits_of_the_hash_are_enough_and_must_be_right(site):
     assert hub.resolve(f"{address}#sha256={SHA256[:8]}").read_bytes() == CONTENT
     with pytest.raises(DownloadError, match=f"SHA-256 {'0' * 8}"):
         hub.resolve(f"{address}#sha256={'0' * 8}")
-    with pytest.raises(
-        ReferenceNotFoundError, match="or the first of them"
-    ):
+    with pytest.raises(ReferenceNotFoundError, match="or the first of them"):
         hub.resolve(f"{address}#sha256={SHA256[:7]}")
 
 

@@ -567,6 +567,7 @@ def builder(variants: Mapping[str, Variant]) -> Builder:
             stem="embed/patch",
             input_size=design.input_size,
             in_channels=in_channels,
+            options=(("num_classes", design.num_classes), ("input_size", design.input_size)),
             position_embedding=PositionEmbedding("embed/position_embedding", design.patch, prefix),
             sources=variant.sources(design),
             paper=variant.paper,
