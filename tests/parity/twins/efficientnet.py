@@ -262,6 +262,9 @@ TWINS = {
     "efficientnet_b0_timm_tf": functools.partial(
         timm_twin, "timm_tf", "tf_efficientnet_b0", "_gen_efficientnet", V1_DEPTH, **TENSORFLOW
     ),
+    "efficientnet_v2_timm": functools.partial(
+        timm_twin, "timm", "efficientnetv2_s", "_gen_efficientnetv2_s", V2_DEPTH
+    ),
     "efficientnet_v2_timm_tf": functools.partial(
         timm_twin, "timm_tf", "tf_efficientnetv2_s", "_gen_efficientnetv2_s", V2_DEPTH, **TENSORFLOW
     ),

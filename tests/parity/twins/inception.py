@@ -177,6 +177,13 @@ def keras() -> Twin:
     return _smaller(_keras_twin("keras", counted_from_one))
 
 
+def tf_keras() -> Twin:
+    """The same with the names of newer versions, which count layers from none; in evaluation."""
+    twin = _keras_twin("tf_keras", lambda name: name)
+    twin.trained_stages, twin.trained_state = {}, {}
+    return twin
+
+
 # The variables of TF-Slim's network in the order of their creation, which is that of Keras's.
 SLIM_SCOPES = """
 Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 Conv2d_3b_1x1 Conv2d_4a_3x3
@@ -263,5 +270,6 @@ TWINS = {
     "inception_v3_torchvision": torchvision,
     "inception_v3_timm": timm,
     "inception_v3_keras": keras,
+    "inception_v3_tf_keras": tf_keras,
     "inception_v3_tf_slim": tf_slim,
 }

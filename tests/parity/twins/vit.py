@@ -343,11 +343,12 @@ TEXT = {
 }
 
 
-def clip_transformers() -> Twin:
+def clip_transformers(activation: str = "quick_gelu") -> Twin:
     """Both towers in one file."""
     from transformers import CLIPConfig, CLIPModel
 
-    network = CLIPModel(CLIPConfig(text_config=TEXT, vision_config=CONFIG, projection_dim=6))
+    vision = {**CONFIG, "hidden_act": activation}
+    network = CLIPModel(CLIPConfig(text_config=TEXT, vision_config=vision, projection_dim=6))
     tower = network.vision_model
     return _transformers(
         "clip_vit_b16",
@@ -391,9 +392,16 @@ def _first(layer):
 # Files with other names and layouts
 
 
-def clip_openai() -> Twin:
+def clip_open_clip() -> Twin:
+    """The names of OpenAI's files, with the exact gelu that OpenCLIP trains with."""
+    twin = clip_openai("gelu")
+    twin.source = "open_clip"
+    return twin
+
+
+def clip_openai(activation: str = "quick_gelu") -> Twin:
     """The names of OpenAI's files for what `clip_transformers` is, text tower included."""
-    twin = clip_transformers()
+    twin = clip_transformers(activation)
     names = {
         "vision_model.embeddings.class_embedding": "visual.class_embedding",
         "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
@@ -525,6 +533,7 @@ TWINS = {
         dinov2_transformers_registers,
         clip_transformers,
         clip_openai,
+        clip_open_clip,
         clip_timm,
         siglip_transformers,
         siglip_timm,
