@@ -51,6 +51,7 @@ from jaxtransfer.surgery import Pool as Pool
 from jaxtransfer.surgery import TaskHead as TaskHead
 from jaxtransfer.surgery import adapt_stem as adapt_stem
 from jaxtransfer.surgery import change_input_size as change_input_size
+from jaxtransfer.surgery import drop_background as drop_background
 from jaxtransfer.surgery import extend_vocabulary as extend_vocabulary
 from jaxtransfer.surgery import replace_head as replace_head
 from jaxtransfer.surgery import resize_position_embedding as resize_position_embedding

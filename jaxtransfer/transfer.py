@@ -42,7 +42,13 @@ from jaxtransfer.models.model import RECEIPT_FILE, WEIGHTS_FILE
 from jaxtransfer.models.timm_config import read_timm_config
 from jaxtransfer.models.weights import agrees
 from jaxtransfer.partition import Plan, resolve_plans
-from jaxtransfer.surgery import adapt_stem, change_input_size, has_head, replace_head
+from jaxtransfer.surgery import (
+    adapt_stem,
+    change_input_size,
+    drop_background,
+    has_head,
+    replace_head,
+)
 from jaxtransfer.train import Checkpoints, Settings, cross_entropy, train
 from jaxtransfer.train.loop import OnStep, run_identity
 from jaxtransfer.train.losses import Loss
@@ -298,9 +304,9 @@ def finetune(
     """Train a model on labelled images by a plan.
 
     The head is replaced where it does not fit: where the names of the classes are known and differ
-        from
-    the model's labels, or where integer labels ask for more classes than the head has, or for fewer
-    than a head with named classes has. The receipt says so, and which rows were reused.
+    from the model's labels, or where integer labels ask for more classes than the head has, or for
+    fewer than a head with named classes has. The receipt says so, and which rows were reused. An
+    output for a background that labels do not count is dropped.
 
     Args:
         model: where training starts; it stays as it is.
@@ -375,6 +381,7 @@ def fit_head(model: Model, data: ArrayData, seed: int = 0) -> Model:
             f"heads for the tasks {tasks}; train them by make_train_step, whose loss gets a dict "
             "of their logits, or replace them by one head"
         )
+    model = drop_background(model) if has_head(model) else model
     if data.classes is not None:
         if model.labels == data.classes:
             return model
