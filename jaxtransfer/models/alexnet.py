@@ -35,7 +35,7 @@ from jaxtransfer.models.naming import caffe_layer, torch_layer
 from jaxtransfer.models.preprocessing import CAFFE, IMAGENET
 from jaxtransfer.models.published import torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
-from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
+from jaxtransfer.models.stages import StagedNetwork, check_rates, check_sizes
 
 PAPER_TWO_TOWERS = (
     "https://papers.nips.cc/paper/2012/hash/c399862d3b9d6b76c8436e924a68c45b-Abstract.html"
@@ -111,7 +111,7 @@ _CONVOLUTIONS = ((11, 4, True), (5, 1, True), (3, 1, False), (3, 1, False), (3, 
 _NORMALISED = ("conv1", "conv2")
 
 
-class AlexNet(nn.Module):
+class AlexNet(StagedNetwork):
     """A network of the family.
 
     Attributes:
@@ -130,18 +130,6 @@ class AlexNet(nn.Module):
     def stages(self) -> tuple[str, ...]:
         """The stages from input to head."""
         return (*(f"conv{i + 1}" for i in range(5)), "pool", "fc6", "fc7", "head")
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
-    ) -> jax.Array:
-        """Images (batch, height, width, channels) to logits (batch, num_classes).
-
-        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
-        """
-        for stage in stages_between(self.stages, start, stop):
-            x = self._run(stage, x, train)
-        return x
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         if stage.startswith("conv"):

@@ -31,7 +31,7 @@ from jaxtransfer.models.naming import torch_layer, torch_layer_norm
 from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC
 from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
-from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
+from jaxtransfer.models.stages import StagedNetwork, check_rates, check_sizes
 from jaxtransfer.models.transformer import LayerScale
 
 PAPER = "https://arxiv.org/abs/2201.03545"
@@ -157,7 +157,7 @@ class Stage(nn.Module):
         return x
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(StagedNetwork):
     """A ConvNeXt of either version.
 
     Attributes:
@@ -181,18 +181,6 @@ class ConvNeXt(nn.Module):
     def stages(self) -> tuple[str, ...]:
         """The stages from input to head."""
         return ("stem", *(f"stage{i + 1}" for i in range(len(self.blocks))), "pool", "norm", "head")
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
-    ) -> jax.Array:
-        """Images (batch, height, width, channels) to logits (batch, num_classes).
-
-        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
-        """
-        for stage in stages_between(self.stages, start, stop):
-            x = self._run(stage, x, train)
-        return x
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         if stage == "stem":

@@ -43,7 +43,7 @@ from jaxtransfer.models.naming import (
 from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC
 from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
-from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
+from jaxtransfer.models.stages import StagedNetwork, check_rates, check_sizes
 
 PAPER = "https://arxiv.org/abs/1608.06993"
 
@@ -134,7 +134,7 @@ class Norm(nn.Module):
         return nn.relu(BatchNorm(not train, epsilon=self.epsilon, name="bn")(x))
 
 
-class DenseNet(nn.Module):
+class DenseNet(StagedNetwork):
     """A DenseNet-BC.
 
     Attributes:
@@ -160,18 +160,6 @@ class DenseNet(nn.Module):
         pairs = [(f"block{i}", f"transition{i}") for i in range(1, count)]
         body = [stage for pair in pairs for stage in pair]
         return ("stem", *body, f"block{count}", "norm", "pool", "head")
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
-    ) -> jax.Array:
-        """Images (batch, height, width, channels) to logits (batch, num_classes).
-
-        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
-        """
-        for stage in stages_between(self.stages, start, stop):
-            x = self._run(stage, x, train)
-        return x
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         if stage == "stem":

@@ -59,7 +59,7 @@ from jaxtransfer.models.naming import (
     torch_squeeze_excitation,
 )
 from jaxtransfer.models.spec import ModelSpec, Source
-from jaxtransfer.models.stages import check_choice, check_rates, check_sizes, stages_between
+from jaxtransfer.models.stages import StagedNetwork, check_choice, check_rates, check_sizes
 
 V1_PAPER = "https://arxiv.org/abs/1905.11946"
 V2_PAPER = "https://arxiv.org/abs/2104.00298"
@@ -226,7 +226,7 @@ class Stage(nn.Module):
         return x
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(StagedNetwork):
     """An EfficientNet of either family.
 
     Attributes:
@@ -253,18 +253,6 @@ class EfficientNet(nn.Module):
         """The stages from input to head."""
         body = (f"stage{number}" for number in range(1, len(self.rows) + 1))
         return ("stem", *body, "top", "pool", "head")
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
-    ) -> jax.Array:
-        """Images (batch, height, width, channels) to logits (batch, num_classes).
-
-        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
-        """
-        for stage in stages_between(self.stages, start, stop):
-            x = self._run(stage, x, train)
-        return x
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         if stage == "stem":

@@ -53,7 +53,7 @@ from jaxtransfer.models.naming import (
 from jaxtransfer.models.preprocessing import INCEPTION
 from jaxtransfer.models.published import torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Preprocess, Source
-from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
+from jaxtransfer.models.stages import StagedNetwork, check_rates, check_sizes
 
 PAPER = "https://arxiv.org/abs/1409.4842"
 
@@ -180,7 +180,7 @@ class Inception(nn.Module):
         return jnp.concatenate(branches, axis=-1)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(StagedNetwork):
     """GoogLeNet.
 
     Attributes:
@@ -209,18 +209,6 @@ class GoogLeNet(nn.Module):
         modules = list(INCEPTIONS)
         third, fourth, fifth = modules[:2], modules[2:7], modules[7:]
         return ("stem", *third, "pool_3", *fourth, "pool_4", *fifth, "pool", "head")
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
-    ) -> jax.Array:
-        """Images (batch, height, width, channels) to logits (batch, num_classes).
-
-        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
-        """
-        for stage in stages_between(self.stages, start, stop):
-            x = self._run(stage, x, train)
-        return x
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         norm = (self.batch_norm, self.bn_scale)

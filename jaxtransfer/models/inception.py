@@ -46,7 +46,7 @@ from jaxtransfer.models.naming import (
 from jaxtransfer.models.preprocessing import IMAGENET_BICUBIC, INCEPTION
 from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
-from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
+from jaxtransfer.models.stages import StagedNetwork, check_rates, check_sizes
 
 PAPER = "https://arxiv.org/abs/1512.00567"
 
@@ -253,7 +253,7 @@ class _Branch(nn.Module):
         return jnp.concatenate([block(x, train=train) for block in fork], axis=-1) if fork else x
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(StagedNetwork):
     """Inception v3.
 
     Attributes:
@@ -274,18 +274,6 @@ class InceptionV3(nn.Module):
     def stages(self) -> tuple[str, ...]:
         """The stages from input to head."""
         return ("stem", *BLOCKS, "pool", "head")
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
-    ) -> jax.Array:
-        """Images (batch, height, width, channels) to logits (batch, num_classes).
-
-        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
-        """
-        for stage in stages_between(self.stages, start, stop):
-            x = self._run(stage, x, train)
-        return x
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         if stage == "stem":

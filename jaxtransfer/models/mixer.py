@@ -27,7 +27,7 @@ from jaxtransfer.models.naming import flax_layer, flax_layer_norm, torch_layer, 
 from jaxtransfer.models.preprocessing import INCEPTION, INCEPTION_BICUBIC
 from jaxtransfer.models.published import timm_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
-from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
+from jaxtransfer.models.stages import StagedNetwork, check_rates, check_sizes
 from jaxtransfer.models.transformer import (
     Mlp,
     drop_path_rates,
@@ -76,8 +76,8 @@ class Block(nn.Module):
         return x + drop(y, train=train)
 
 
-class Mixer(nn.Module):
-    """An MLP-Mixer.
+class Mixer(StagedNetwork):
+    """An MLP-Mixer; between `embed` and `pool` are tokens (batch, tokens, width), row by row.
 
     Attributes:
         patch: side of the patches in pixels.
@@ -106,19 +106,6 @@ class Mixer(nn.Module):
         """The stages from input to head."""
         blocks = ("blocks",) if self.scan else tuple(f"block{i}" for i in range(self.blocks))
         return ("embed", *blocks, "norm", "pool", "head")
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
-    ) -> jax.Array:
-        """Images (batch, height, width, channels) to logits (batch, num_classes).
-
-        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
-        Between `embed` and `pool` these are tokens (batch, tokens, width), row by row.
-        """
-        for stage in stages_between(self.stages, start, stop):
-            x = self._run(stage, x, train)
-        return x
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         if stage == "embed":

@@ -36,7 +36,7 @@ from jaxtransfer.models.naming import (
     torch_layer,
     torch_squeeze_excitation,
 )
-from jaxtransfer.models.stages import stages_between
+from jaxtransfer.models.stages import StagedNetwork
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Stage(nn.Module):
         return x
 
 
-class MobileNet(nn.Module):
+class MobileNet(StagedNetwork):
     """A network of depthwise separable blocks.
 
     Attributes:
@@ -225,18 +225,6 @@ class MobileNet(nn.Module):
             *(["hidden"] if self.hidden_width else []),
             "head",
         )
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
-    ) -> jax.Array:
-        """Images (batch, height, width, channels) to logits (batch, num_classes).
-
-        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
-        """
-        for stage in stages_between(self.stages, start, stop):
-            x = self._run(stage, x, train)
-        return x
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         match stage:

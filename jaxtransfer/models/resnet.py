@@ -50,7 +50,7 @@ from jaxtransfer.models.naming import (
 from jaxtransfer.models.preprocessing import CAFFE, IMAGENET, IMAGENET_BICUBIC
 from jaxtransfer.models.resnet_weights import WEIGHTS
 from jaxtransfer.models.spec import ModelSpec, Source
-from jaxtransfer.models.stages import check_choice, check_rates, check_sizes, stages_between
+from jaxtransfer.models.stages import StagedNetwork, check_choice, check_rates, check_sizes
 
 PAPER = "https://arxiv.org/abs/1512.03385"
 RESNEXT_PAPER = "https://arxiv.org/abs/1611.05431"
@@ -253,7 +253,7 @@ class Stem(nn.Module):
         return max_pool(x, 3, 2, ceil=True) if sizes.pool == "ceil" else x
 
 
-class ResNet(nn.Module):
+class ResNet(StagedNetwork):
     """A residual network.
 
     Attributes:
@@ -275,18 +275,6 @@ class ResNet(nn.Module):
     def stages(self) -> tuple[str, ...]:
         """The stages from input to head."""
         return ("stem", *(f"layer{i + 1}" for i in range(len(self.body))), "pool", "head")
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
-    ) -> jax.Array:
-        """Images (batch, height, width, channels) to logits (batch, num_classes).
-
-        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
-        """
-        for stage in stages_between(self.stages, start, stop):
-            x = self._run(stage, x, train)
-        return x
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         if stage == "stem":

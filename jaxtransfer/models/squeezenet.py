@@ -33,7 +33,7 @@ from jaxtransfer.models.naming import caffe_layer, torch_layer
 from jaxtransfer.models.preprocessing import CAFFE, IMAGENET
 from jaxtransfer.models.published import torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
-from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
+from jaxtransfer.models.stages import StagedNetwork, check_rates, check_sizes
 
 PAPER = "https://arxiv.org/abs/1602.07360"
 
@@ -107,7 +107,7 @@ class Head(nn.Module):
         return global_mean(nn.relu(layer(x)))
 
 
-class SqueezeNet(nn.Module):
+class SqueezeNet(StagedNetwork):
     """A network of the family.
 
     Attributes:
@@ -134,18 +134,6 @@ class SqueezeNet(nn.Module):
     def stages(self) -> tuple[str, ...]:
         """The stages from input to head, with the names of the paper's table 1."""
         return ("stem", *(f"fire{i + 2}" for i in range(len(self.squeezed))), "head")
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
-    ) -> jax.Array:
-        """Images (batch, height, width, channels) to logits (batch, num_classes).
-
-        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
-        """
-        for stage in stages_between(self.stages, start, stop):
-            x = self._run(stage, x, train)
-        return x
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         if stage == "stem":

@@ -1,10 +1,42 @@
-"""What every family needs to cut its forward pass at the entrance of a stage."""
+"""Networks as rows of stages, and what every family's builder checks of its options."""
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 
+import flax.linen as nn
+import jax
+
 from jaxtransfer.errors import ModelError
+
+
+class StagedNetwork(nn.Module, abc.ABC):
+    """A network that is a row of stages; a subclass names them, and runs one.
+
+    A stage has the parameters of its name, or none.
+    """
+
+    @property
+    @abc.abstractmethod
+    def stages(self) -> tuple[str, ...]:
+        """The stages from input to head."""
+
+    @abc.abstractmethod
+    def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
+        """What leaves a stage, from what enters it."""
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
+    ) -> jax.Array:
+        """Images (batch, height, width, channels) to logits (batch, num_classes).
+
+        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
+        """
+        for stage in stages_between(self.stages, start, stop):
+            x = self._run(stage, x, train)
+        return x
 
 
 def stages_between(stages: tuple[str, ...], start: str | None, stop: str | None) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from jaxtransfer.models.naming import caffe_layer, keras_layer, torch_batch_norm
 from jaxtransfer.models.preprocessing import CAFFE, IMAGENET
 from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Preprocess, Source, Weights
-from jaxtransfer.models.stages import check_rates, check_sizes, stages_between
+from jaxtransfer.models.stages import StagedNetwork, check_rates, check_sizes
 from jaxtransfer.types import Pattern
 
 PAPER = "https://arxiv.org/abs/1409.1556"
@@ -89,7 +89,7 @@ def _windows(x: jax.Array, side: int) -> jax.Array:
     return jnp.concatenate(shifted, axis=-1)
 
 
-class VGG(nn.Module):
+class VGG(StagedNetwork):
     """A network of the family.
 
     Attributes:
@@ -117,18 +117,6 @@ class VGG(nn.Module):
         """The stages from input to head."""
         dense = ("fc6", "fc7") if self.hidden else ()
         return (*(f"stage{i + 1}" for i in range(len(self.depths))), "pool", *dense, "head")
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
-    ) -> jax.Array:
-        """Images (batch, height, width, channels) to logits (batch, num_classes).
-
-        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
-        """
-        for stage in stages_between(self.stages, start, stop):
-            x = self._run(stage, x, train)
-        return x
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         if stage == "pool":

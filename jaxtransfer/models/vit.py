@@ -30,7 +30,7 @@ from jaxtransfer.models.layers import ACTIVATIONS
 from jaxtransfer.models.naming import flax_layer, flax_layer_norm, torch_layer, torch_layer_norm
 from jaxtransfer.models.preprocessing import IMAGENET, INCEPTION, INCEPTION_BICUBIC
 from jaxtransfer.models.spec import ModelSpec, PositionEmbedding, Source
-from jaxtransfer.models.stages import check_sizes, stages_between
+from jaxtransfer.models.stages import StagedNetwork, check_sizes
 from jaxtransfer.models.transformer import (
     PROJECTIONS,
     Attention,
@@ -196,7 +196,7 @@ class DistilledHead(nn.Module):
         return (dense(token) + nn.Dense(self.num_classes, name="distillation")(distillation)) / 2
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(StagedNetwork):
     """A Vision Transformer.
 
     Attributes:
@@ -219,18 +219,6 @@ class VisionTransformer(nn.Module):
         blocks = tuple(f"block{i}" for i in range(self.design.depth))
         end = ("pool", "norm") if self.design.norm_after_pool else ("norm", "pool")
         return ("embed", *(("blocks",) if self.scan else blocks), *end, "head")
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, train: bool, start: str | None = None, stop: str | None = None
-    ) -> jax.Array:
-        """Images (batch, height, width, channels) to logits (batch, num_classes).
-
-        With `start`, `x` is what enters that stage; with `stop`, what would enter it comes out.
-        """
-        for stage in stages_between(self.stages, start, stop):
-            x = self._run(stage, x, train)
-        return x
 
     def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
         design = self.design
