@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxtransfer.errors import DataError
 from jaxtransfer.models import AS_THEY_COME, Preprocess
+from jaxtransfer.surgery.stem import LUMA
 
 INTERPOLATIONS = {
     "nearest": "nearest",
@@ -15,9 +16,6 @@ INTERPOLATIONS = {
     "bicubic": "cubic",
     "lanczos3": "lanczos3",
 }
-
-# Weights of red, green and blue in the luma of ITU-R BT.601, section 2.5.1.
-LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 def check_images(images: np.ndarray, how: Preprocess) -> np.ndarray:
@@ -137,4 +135,4 @@ def _convert_channels(images: jax.Array, channels: int) -> jax.Array:
         return images
     if found == 1:
         return jnp.repeat(images, channels, axis=-1)
-    return jnp.sum(images * jnp.asarray(LUMA_WEIGHTS, jnp.float32), axis=-1, keepdims=True)
+    return jnp.sum(images * jnp.asarray(LUMA, jnp.float32)[0], axis=-1, keepdims=True)

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxtransfer.models.layers import pool_padding, same_padding
+
 Rewrite = Callable[[Any, Sequence[Any], bool], Any]
 """From an equation, its inputs, and whether it adds an epsilon, to its output or `None`."""
 
@@ -113,11 +115,6 @@ def changes() -> Iterator[Change]:
 # Padding
 
 
-def _total_same(size: int, kernel: int, stride: int) -> int:
-    """TensorFlow's padding of one axis: https://www.tensorflow.org/api_docs/python/tf/nn."""
-    return max((-(-size // stride) - 1) * stride + kernel - size, 0)
-
-
 def _spatial(equation: Any, inputs: Sequence[Any]) -> list[tuple[int, int, int]]:
     """Size, dilated kernel and stride of each spatial axis of a convolution."""
     params, numbers = equation.params, equation.params["dimension_numbers"]
@@ -137,8 +134,7 @@ def _same_padding(equation: Any, inputs: Sequence[Any], is_epsilon: bool) -> Any
     del is_epsilon
     if equation.primitive.name != "conv_general_dilated":
         return None
-    totals = [_total_same(*axis) for axis in _spatial(equation, inputs)]
-    return _padded(equation, inputs, [(total // 2, total - total // 2) for total in totals])
+    return _padded(equation, inputs, [same_padding(*axis) for axis in _spatial(equation, inputs)])
 
 
 def _even_padding(equation: Any, inputs: Sequence[Any], is_epsilon: bool) -> Any:
@@ -160,8 +156,8 @@ def _same_pooling(equation: Any, inputs: Sequence[Any], is_epsilon: bool) -> Any
     del is_epsilon
     if not equation.primitive.name.startswith("reduce_window"):
         return None
-    totals = [_total_same(s, w, stride) for s, w, stride, _ in _windows(equation, inputs)]
-    return _padded(equation, inputs, [(total // 2, total - total // 2) for total in totals])
+    windows = _windows(equation, inputs)
+    return _padded(equation, inputs, [same_padding(*axis) for *axis, _ in windows])
 
 
 def _ceil_pooling(ceil: bool) -> Rewrite:
@@ -169,13 +165,11 @@ def _ceil_pooling(ceil: bool) -> Rewrite:
         del is_epsilon
         if not equation.primitive.name.startswith("reduce_window"):
             return None
-        padding = []
-        for size, window, stride, (low, _) in _windows(equation, inputs):
-            span = size + 2 * low - window
-            count = (-(-span // stride) if ceil else span // stride) + 1
-            if ceil and (count - 1) * stride >= size + low:
-                count -= 1
-            padding.append((low, (count - 1) * stride + window - size - low))
+        windows = _windows(equation, inputs)
+        padding = [
+            pool_padding(size, window, stride, low, ceil)
+            for size, window, stride, (low, _) in windows
+        ]
         return _padded(equation, inputs, padding)
 
     return rewrite

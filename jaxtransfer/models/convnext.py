@@ -20,13 +20,12 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
-from jaxtransfer.models.layers import StochasticDepth, classify, conv, global_mean
+from jaxtransfer.models.layers import StochasticDepth, classify, conv, global_mean, stage_rates
 from jaxtransfer.models.naming import torch_layer, torch_layer_norm
 from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC
 from jaxtransfer.models.published import timm_weights, torchvision_weights
@@ -192,11 +191,9 @@ class ConvNeXt(StagedNetwork):
         if stage == "head":
             return classify(x, self.num_classes)
         position = int(stage.removeprefix("stage")) - 1
-        rates = np.linspace(0, self.drop_path, sum(self.blocks)).tolist()
-        first = sum(self.blocks[:position])
         module = Stage(
             self.width * 2**position,
-            tuple(rates[first : first + self.blocks[position]]),
+            stage_rates(self.drop_path, self.blocks, position),
             self.response_norm,
             name=stage,
         )

@@ -152,7 +152,7 @@ def max_pool(
         ceil: whether a last window that is not full counts, as in Caffe; one that would start in
             the padding never does.
     """
-    pads = [_pads(length, size, stride, padding, ceil) for length in x.shape[1:3]]
+    pads = [pool_padding(length, size, stride, padding, ceil) for length in x.shape[1:3]]
     return lax.reduce_window(
         x,
         # A NumPy value, for only of a reduction that is known to be a maximum is there a gradient.
@@ -185,10 +185,10 @@ def average_pool(
             in TensorFlow. What a last window has beyond the padding never counts.
     """
     if isinstance(padding, str):
-        pads = [_same_pads(length, size, stride) for length in x.shape[1:3]]
+        pads = [same_padding(length, size, stride) for length in x.shape[1:3]]
         padded = pads
     else:
-        pads = [_pads(length, size, stride, padding, ceil) for length in x.shape[1:3]]
+        pads = [pool_padding(length, size, stride, padding, ceil) for length in x.shape[1:3]]
         padded = [(padding, padding)] * 2
 
     def sums(values: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
@@ -207,14 +207,29 @@ def average_pool(
     return sums(x, pads) / sums(jnp.ones((1, *sizes, 1), x.dtype), left)
 
 
-def _same_pads(length: int, size: int, stride: int) -> tuple[int, int]:
-    """Padding of one axis as TensorFlow's SAME has it: what is odd goes behind."""
+def same_padding(length: int, size: int, stride: int) -> tuple[int, int]:
+    """Padding before and after one axis as TensorFlow's SAME has it: what is odd goes behind.
+
+    Source: https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2
+
+    >>> same_padding(6, size=3, stride=2)
+    (0, 1)
+    """
     total = max((-(-length // stride) - 1) * stride + size - length, 0)
     return total // 2, total - total // 2
 
 
-def _pads(length: int, size: int, stride: int, padding: int, ceil: bool) -> tuple[int, int]:
-    """Padding before and after one axis, so that the windows that count are those there are."""
+def pool_padding(length: int, size: int, stride: int, padding: int, ceil: bool) -> tuple[int, int]:
+    """Padding before and after one axis, so that the windows that count are those there are.
+
+    Behind, it is less than `padding`, or below zero, where the last values are in no window, and
+    more where `ceil` makes a window count that is not full.
+
+    >>> pool_padding(6, size=3, stride=2, padding=0, ceil=False)
+    (0, -1)
+    >>> pool_padding(6, size=3, stride=2, padding=0, ceil=True)
+    (0, 1)
+    """
     span = length + 2 * padding - size
     windows = (-(-span // stride) if ceil else span // stride) + 1
     if ceil and (windows - 1) * stride >= length + padding:
@@ -357,6 +372,27 @@ class StochasticDepth(nn.Module):
         shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
         stays = jax.random.bernoulli(self.make_rng("dropout"), share, shape)
         return jnp.where(stays, branch / jnp.asarray(share, branch.dtype), 0)
+
+
+def linear_rates(largest: float, depth: int) -> list[float]:
+    """The rate of each block for `StochasticDepth`, from 0 in a straight line to `largest`.
+
+    Source: Huang et al. 2016, arXiv 1603.09382, section 4.
+
+    >>> linear_rates(0.2, 3)
+    [0.0, 0.1, 0.2]
+    """
+    return [largest * position / max(depth - 1, 1) for position in range(depth)]
+
+
+def stage_rates(largest: float, blocks: Sequence[int], position: int) -> tuple[float, ...]:
+    """The rates of one stage's blocks, where the line goes through the blocks of all stages.
+
+    >>> stage_rates(0.3, blocks=(1, 2, 1), position=1)
+    (0.1, 0.2)
+    """
+    first = sum(blocks[:position])
+    return tuple(linear_rates(largest, sum(blocks))[first : first + blocks[position]])
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:

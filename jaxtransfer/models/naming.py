@@ -64,13 +64,7 @@ def keras_layer(
 
 def keras_batch_norm(source: str, target: str, *, scale: bool = True) -> tuple[Rule, ...]:
     """A BatchNormalization in a Keras HDF5 file; some networks have none with a scale."""
-    group = f"{source}/{source}"
-    rules = (
-        Rule(f"{group}/beta:0", f"params/{target}/bias"),
-        Rule(f"{group}/moving_mean:0", f"stats/{target}/mean"),
-        Rule(f"{group}/moving_variance:0", f"stats/{target}/var"),
-    )
-    return (Rule(f"{group}/gamma:0", f"params/{target}/scale"), *rules) if scale else rules
+    return _tensorflow_batch_norm(f"{source}/{source}", ":0", target, scale)
 
 
 def flax_layer(source: str, target: str) -> tuple[Rule, ...]:
@@ -115,13 +109,18 @@ def slim_layer(
 
 def slim_batch_norm(source: str, target: str, *, scale: bool = False) -> tuple[Rule, ...]:
     """The BatchNorm behind a layer of TF-Slim, which has no scale unless a network asks for it."""
-    group = f"{source}/BatchNorm"
+    return _tensorflow_batch_norm(f"{source}/BatchNorm", "", target, scale)
+
+
+def _tensorflow_batch_norm(group: str, ending: str, target: str, scale: bool) -> tuple[Rule, ...]:
     rules = (
-        Rule(f"{group}/beta", f"params/{target}/bias"),
-        Rule(f"{group}/moving_mean", f"stats/{target}/mean"),
-        Rule(f"{group}/moving_variance", f"stats/{target}/var"),
+        Rule(f"{group}/beta{ending}", f"params/{target}/bias"),
+        Rule(f"{group}/moving_mean{ending}", f"stats/{target}/mean"),
+        Rule(f"{group}/moving_variance{ending}", f"stats/{target}/var"),
     )
-    return (Rule(f"{group}/gamma", f"params/{target}/scale"), *rules) if scale else rules
+    if not scale:
+        return rules
+    return (Rule(f"{group}/gamma{ending}", f"params/{target}/scale"), *rules)
 
 
 SLIM_TRAINING_STATE: Pattern = re.compile(

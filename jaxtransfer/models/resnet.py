@@ -40,6 +40,7 @@ from jaxtransfer.models.layers import (
     conv,
     global_mean,
     max_pool,
+    stage_rates,
 )
 from jaxtransfer.models.naming import (
     keras_batch_norm,
@@ -285,9 +286,8 @@ class ResNet(StagedNetwork):
             return classify(x, self.num_classes)
         position = int(stage.removeprefix("layer")) - 1
         sizes = self.body[position]
-        before = sum(stage.blocks for stage in self.body[:position])
-        last = max(sum(stage.blocks for stage in self.body) - 1, 1)
-        drop_paths = tuple(self.drop_path * (before + i) / last for i in range(sizes.blocks))
+        blocks = [stage.blocks for stage in self.body]
+        drop_paths = stage_rates(self.drop_path, blocks, position)
         return Stage(sizes, drop_paths, self.design, name=stage)(x, train=train)
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
-from jaxtransfer.models.layers import StochasticDepth, classify, conv, global_mean
+from jaxtransfer.models.layers import StochasticDepth, classify, conv, global_mean, stage_rates
 from jaxtransfer.models.naming import torch_layer, torch_layer_norm
 from jaxtransfer.models.preprocessing import IMAGENET_BICUBIC
 from jaxtransfer.models.published import timm_weights, torchvision_weights
@@ -276,12 +276,10 @@ class Swin(StagedNetwork):
         if stage == "head":
             return classify(x, self.num_classes)
         position = int(stage.removeprefix("stage")) - 1
-        rates = np.linspace(0, self.drop_path, sum(self.blocks)).tolist()
-        first = sum(self.blocks[:position])
         module = Stage(
             self.width * 2**position // self.head_width,
             self.window,
-            tuple(rates[first : first + self.blocks[position]]),
+            stage_rates(self.drop_path, self.blocks, position),
             merges=position > 0,
             name=stage,
         )

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.mapping import Rule
-from jaxtransfer.models.layers import ACTIVATIONS, StochasticDepth
+from jaxtransfer.models.layers import ACTIVATIONS, StochasticDepth, linear_rates
 from jaxtransfer.models.naming import torch_layer
 
 PROJECTIONS = ("query", "key", "value")
@@ -146,16 +146,14 @@ class Block(nn.Module):
 
 
 def drop_path_rates(largest: float, depth: int) -> list[float] | list[None]:
-    """The rate of each block, from 0 in a straight line to `largest`; `None` where nothing drops.
-
-    Source: Huang et al. 2016, "Deep Networks with Stochastic Depth", arXiv 1603.09382, section 4.
+    """The rate of each block as `linear_rates` has it; `None` where nothing drops.
 
     >>> drop_path_rates(0.2, 3)
     [0.0, 0.1, 0.2]
     """
     if not largest:
         return [None] * depth
-    return [largest * position / max(depth - 1, 1) for position in range(depth)]
+    return linear_rates(largest, depth)
 
 
 def scan_blocks(

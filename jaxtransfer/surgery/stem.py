@@ -22,7 +22,7 @@ from jaxtransfer.tree import flatten, with_subtree
 
 Method = Literal["sum", "repeat", "least_squares"]
 
-# Weights of red, green and blue in the luma of ITU-R BT.601, section 2.5.1.
+# Weights of red, green and blue in the luma of ITU-R BT.601, section 2.5.1: one row, for grey.
 LUMA = ((0.299, 0.587, 0.114),)
 
 
