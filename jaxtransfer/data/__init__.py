@@ -8,3 +8,4 @@ from jaxtransfer.data.digits import few_shot_split as few_shot_split
 from jaxtransfer.data.digits import load_digits as load_digits
 from jaxtransfer.data.preprocess import check_images as check_images
 from jaxtransfer.data.preprocess import preprocess_images as preprocess_images
+from jaxtransfer.data.source import Data as Data

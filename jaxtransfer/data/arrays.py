@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtransfer.data.preprocess import check_images
 from jaxtransfer.errors import DataError
+from jaxtransfer.models import Preprocess
+from jaxtransfer.tree import fingerprint
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class ArrayData:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...] | None = None
+    in_memory: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,6 +37,22 @@ class ArrayData:
     def take(self, indices: np.ndarray) -> ArrayData:
         """The examples at these positions, in this order."""
         return ArrayData(self.images[indices], self.labels[indices], self.classes)
+
+    def ready(self, preprocess: Preprocess) -> ArrayData:
+        """The same examples with a channel axis, checked against what a network expects.
+
+        Raises:
+            DataError: as `check_images` says.
+        """
+        return replace(self, images=check_images(self.images, preprocess))
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at these positions as a batch of `image` and `label`."""
+        return {"image": self.images[indices], "label": self.labels[indices]}
+
+    def fingerprint(self) -> str:
+        """The hash of all images and labels."""
+        return fingerprint({"images": self.images, "labels": self.labels})
 
 
 def as_array_data(data: Any, classes: Sequence[str] | None = None) -> ArrayData:

@@ -18,9 +18,7 @@ from jaxtransfer.errors import CheckpointError, OutputError
 from jaxtransfer.formats.output import make_folder
 from jaxtransfer.partition import Plan
 from jaxtransfer.train.state import TrainState
-from jaxtransfer.tree import merge, named_leaves, split
-from jaxtransfer.tree.summary import as_host_array
-from jaxtransfer.types import PyTree
+from jaxtransfer.tree import fingerprint, merge, split
 
 
 @dataclass(frozen=True)
@@ -209,16 +207,6 @@ class Checkpoints:
                 f"{self.folder / str(number)}: expected a whole checkpoint of this run, found "
                 f"{_reason(error)}; remove that folder to go on from the checkpoint before it"
             ) from error
-
-
-def fingerprint(tree: PyTree) -> str:
-    """The SHA-256 of a tree's names, shapes, dtypes and values."""
-    digest = hashlib.sha256()
-    for name, leaf in named_leaves(tree):
-        array = as_host_array(leaf)
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def _parts(state: TrainState, changed: Collection[str]) -> dict[str, Any]:

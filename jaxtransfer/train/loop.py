@@ -19,11 +19,11 @@ from jaxtransfer.data.preprocess import check_images, preprocess_images
 from jaxtransfer.errors import DataError, NonFiniteLossError, TrainingError
 from jaxtransfer.models import Model, Preprocess
 from jaxtransfer.partition import Plan, warmup_cosine
-from jaxtransfer.train.checkpoint import Checkpoints, Progress, fingerprint
+from jaxtransfer.train.checkpoint import Checkpoints, Progress
 from jaxtransfer.train.losses import Loss, cross_entropy
 from jaxtransfer.train.state import TrainState, check_plan, init_state
 from jaxtransfer.train.step import Metrics, TrainStep, make_train_step
-from jaxtransfer.tree import leaf_names
+from jaxtransfer.tree import fingerprint, leaf_names
 from jaxtransfer.types import PyTree
 
 # How many steps may run before their losses are looked at: the host must not wait for each of them.
@@ -192,7 +192,7 @@ def run_identity(
         "network": str((spec.name, spec.options, spec.head_layers)),
         "preprocess": model.preprocess.to_dict(),
         "model": fingerprint({"params": model.params, "stats": model.stats}),
-        "data": fingerprint({"images": data.images, "labels": data.labels}),
+        "data": data.fingerprint(),
     }
 
 

@@ -2,6 +2,7 @@
 
 from jaxtransfer.tree.diff import TreeDiff as TreeDiff
 from jaxtransfer.tree.diff import diff as diff
+from jaxtransfer.tree.fingerprint import fingerprint as fingerprint
 from jaxtransfer.tree.names import flatten as flatten
 from jaxtransfer.tree.names import is_below as is_below
 from jaxtransfer.tree.names import leaf_names as leaf_names

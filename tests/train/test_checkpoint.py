@@ -26,9 +26,8 @@ from jaxtransfer.errors import CheckpointError, NonFiniteLossError, OutputError
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Group, Plan, lp_ft
 from jaxtransfer.train import Checkpoints, Progress, Settings, cross_entropy, init_state, train
-from jaxtransfer.train.checkpoint import fingerprint
 from jaxtransfer.train.loop import OnStep, run_identity
-from jaxtransfer.tree import diff, flatten
+from jaxtransfer.tree import diff, fingerprint, flatten
 
 SETTINGS = Settings(steps=10, batch_size=4, learning_rate=0.01, weight_decay=0.1)
 FROZEN = Group("**", frozen=True)

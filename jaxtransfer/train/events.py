@@ -1,0 +1,40 @@
+"""What a run tells the functions that watch it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from jaxtransfer.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something has been measured: the losses of the last few steps, and perhaps an evaluation.
+
+    Attributes:
+        step: number of steps done in the whole run.
+        steps: how many the run has.
+        plan: name of the plan that is being carried out.
+        records: for each step since the last event, `step`, `plan` and the step's metrics as
+            numbers.
+        evaluation: scores on the validation examples, such as `loss` and `accuracy`, where they
+            were evaluated after this step.
+        examples_per_second: since the last event, evaluations left out.
+        waiting: share of that time in which the step waited for data, from 0 to 1.
+        state: the state after this step; the next step donates its arrays, so copy what you keep.
+    """
+
+    step: int
+    steps: int
+    plan: str
+    records: tuple[dict[str, Any], ...]
+    evaluation: dict[str, float] | None
+    examples_per_second: float
+    waiting: float
+    state: TrainState
+
+
+Callback: TypeAlias = Callable[[Event], object]
+"""A plain function that watches a run; the run ends early where it returns `True`."""
