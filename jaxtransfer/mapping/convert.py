@@ -16,7 +16,7 @@ from jaxtransfer.mapping.problems import Problems, nearest_hint
 from jaxtransfer.mapping.receipt import Receipt, ReceiptEntry
 from jaxtransfer.mapping.rule import Rule, RuleIndex, find_prefix
 from jaxtransfer.tree.names import named_leaves
-from jaxtransfer.tree.select import matches
+from jaxtransfer.tree.select import matches_any
 from jaxtransfer.tree.summary import as_host_array
 from jaxtransfer.types import Pattern, PyTree
 
@@ -91,7 +91,7 @@ def convert(
     """
     rules = tuple(rules)
     patterns = (ignore,) if isinstance(ignore, (str, re.Pattern)) else tuple(ignore)
-    ignored = tuple(name for name in flat if any(matches(pattern, name) for pattern in patterns))
+    ignored = tuple(name for name in flat if matches_any(patterns, name))
     left_out = set(ignored)
     given = {name: as_host_array(flat[name]) for name in flat if name not in left_out}
     wanted = dict(named_leaves(like))

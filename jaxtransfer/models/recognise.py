@@ -24,7 +24,7 @@ from jaxtransfer.models.family import Family
 from jaxtransfer.models.spec import ModelSpec, Source
 from jaxtransfer.models.weights import match_sources, options_of
 from jaxtransfer.tree import named_leaves
-from jaxtransfer.tree.select import matches
+from jaxtransfer.tree.select import matches_any
 from jaxtransfer.types import PyTree
 
 _LEAST_SHARE = 0.5
@@ -85,7 +85,7 @@ def recognise(inspection: Inspection) -> list[Guess]:
     tensors = {
         tensor.name: np.broadcast_to(np.zeros((), np.dtype(tensor.dtype)), tensor.shape)
         for tensor in inspection.tensors
-        if not any(matches(pattern, tensor.name) for pattern in TORCH_BUFFERS)
+        if not matches_any(TORCH_BUFFERS, tensor.name)
     }
     size = sum(array.size for array in tensors.values())
     guesses = [
@@ -127,7 +127,7 @@ def _likely_families(names: list[str]) -> list[tuple[Family, str]]:
 
 def _resembling(names: list[str], source: Source) -> tuple[int, int]:
     """How many names a source's rules resemble, of how many that it does not ignore."""
-    kept = [name for name in names if not any(matches(p, name) for p in source.ignore)]
+    kept = [name for name in names if not matches_any(source.ignore, name)]
     prefix = find_prefix(kept, source.rules, digits_differ=True)
     index = RuleIndex(with_prefix(source.rules, prefix))
     return sum(map(index.resembles, kept)), len(kept)
@@ -151,7 +151,7 @@ def _compare(name: str, source_name: str, tensors: Mapping[str, np.ndarray]) -> 
     tensors = {
         tensor: array
         for tensor, array in tensors.items()
-        if not any(matches(pattern, tensor) for pattern in source.ignore)
+        if not matches_any(source.ignore, tensor)
     }
     found = options_of(spec_of(name, **options), tensors, rules)
     like = _leaves_of(name, tuple({**options, **found}.items()))

@@ -84,30 +84,7 @@ def load_weights(
         TreeError: there are 64-bit values, which JAX would cut.
     """
     flat = read_weights(path, part=part, architecture=architecture)
-    like = {"params": model.params, "stats": model.stats}
-    match = _choose(flat, model.spec, source, leaf_names(like))
-    patterns = (ignore,) if isinstance(ignore, (str, re.Pattern)) else tuple(ignore)
-    tree, receipt = convert(
-        flat,
-        match.rules,
-        like,
-        (*patterns, *(match.source.ignore if match.source else ())),
-        file=Path(path).name,
-        sha256=fingerprint_of(path),
-        format=reader_of(path).name,
-        rules_name=match.source.name if match.source else OWN_NAMES,
-    )
-    notes = (
-        part and f"part of the file: {part}",
-        match.prefix and f"prefix of names: {match.prefix}",
-    )
-    for note in filter(None, notes):
-        receipt = receipt.with_note(note)
-    placed = place(tree, sharding)
-    how = preprocess_for(model.spec, match.source) if match.source else model.preprocess
-    return replace(
-        model, params=placed["params"], stats=placed["stats"], preprocess=how, receipt=receipt
-    )
+    return _filled(model, flat, path, source, part, ignore, sharding)
 
 
 def load_network(
@@ -143,18 +120,48 @@ def load_network(
     if match.source is not None:
         known = {**match.source.options, **options}
         options = {**options_of(spec_of(name, **known), flat, match.rules), **known}
-    loaded = load_weights(
-        build(name, **options),
-        path,
-        source=match.source.name if match.source else None,
-        part=part,
-        architecture=architecture,
-        sharding=sharding,
-    )
+    named = match.source.name if match.source else None
+    loaded = _filled(build(name, **options), flat, path, named, part, TORCH_BUFFERS, sharding)
     if options.get("num_classes") != 0:
         return loaded
     note = "the file has no head: the network gives features until replace_head"
     return replace(loaded, receipt=loaded.receipt.with_note(note))
+
+
+def _filled(
+    model: Model,
+    flat: Mapping[str, np.ndarray],
+    path: PathLike,
+    source: str | None,
+    part: str,
+    ignore: Pattern | Sequence[Pattern],
+    sharding: PyTree | None,
+) -> Model:
+    """The network with the arrays of a file, which `read_weights` gave; see `load_weights`."""
+    like = {"params": model.params, "stats": model.stats}
+    match = _choose(flat, model.spec, source, leaf_names(like))
+    patterns = (ignore,) if isinstance(ignore, (str, re.Pattern)) else tuple(ignore)
+    tree, receipt = convert(
+        flat,
+        match.rules,
+        like,
+        (*patterns, *(match.source.ignore if match.source else ())),
+        file=Path(path).name,
+        sha256=fingerprint_of(path),
+        format=reader_of(path).name,
+        rules_name=match.source.name if match.source else OWN_NAMES,
+    )
+    notes = (
+        part and f"part of the file: {part}",
+        match.prefix and f"prefix of names: {match.prefix}",
+    )
+    for note in filter(None, notes):
+        receipt = receipt.with_note(note)
+    placed = place(tree, sharding)
+    how = preprocess_for(model.spec, match.source) if match.source else model.preprocess
+    return replace(
+        model, params=placed["params"], stats=placed["stats"], preprocess=how, receipt=receipt
+    )
 
 
 def match_sources(names: Iterable[str], sources: Iterable[Source]) -> list[Match]:

@@ -14,6 +14,7 @@ from jaxtransfer.tree.names import unflatten as unflatten
 from jaxtransfer.tree.names import with_subtree as with_subtree
 from jaxtransfer.tree.place import place as place
 from jaxtransfer.tree.select import matches as matches
+from jaxtransfer.tree.select import matches_any as matches_any
 from jaxtransfer.tree.select import nearest as nearest
 from jaxtransfer.tree.select import select as select
 from jaxtransfer.tree.split import merge as merge

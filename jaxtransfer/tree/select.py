@@ -31,6 +31,11 @@ def matches(pattern: Pattern, name: str) -> bool:
     return _glob(pattern).fullmatch(SEPARATOR + name if name else "") is not None
 
 
+def matches_any(patterns: Iterable[Pattern], name: str) -> bool:
+    """Whether one of several patterns matches a leaf's whole name."""
+    return any(matches(pattern, name) for pattern in patterns)
+
+
 @functools.lru_cache(maxsize=4096)
 def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile("|".join(_segments_to_regex(text) for text in _expand_braces(pattern)))
@@ -103,7 +108,7 @@ def chooser(selection: Selection, names: Sequence[str]) -> Callable[[str], bool]
     patterns = tuple(selection)
     for pattern in patterns:
         check_pattern(pattern, names)
-    return lambda name: any(matches(pattern, name) for pattern in patterns)
+    return functools.partial(matches_any, patterns)
 
 
 def select(tree: PyTree, selection: Selection) -> tuple[str, ...]:
