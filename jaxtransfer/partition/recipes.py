@@ -245,8 +245,9 @@ def resolve_plans(plan: Any, model: Any) -> tuple[Plan, ...]:
 
 def _only(stages: tuple[str, ...], trained: Any) -> tuple[Group, ...]:
     """The groups of a plan in which these paths train, and nothing else."""
-    group = Group(tuple(map(below, trained)))
-    return (group,) if set(stages) <= set(trained) else (group, FROZEN)
+    if set(stages) <= set(trained):
+        return (Group("**"),)
+    return Group(tuple(map(below, trained))), FROZEN
 
 
 def _one_of(model: Any, stages: tuple[str, ...]) -> str:

@@ -63,7 +63,7 @@ def one_cycle(steps: int, rise_fraction: float = 0.3) -> optax.Schedule:
         rise_fraction: share of the steps that the rise takes; a run of one step has none.
 
     Source: Smith & Topin 2017, "Super-Convergence" (arXiv 1708.07120), section 3; with the cosines
-    and numbers of `optax.cosine_onecycle_schedule`, which are those of fastai and PyTorch.
+    and numbers of `optax.cosine_onecycle_schedule`, fastai and PyTorch.
 
     Raises:
         PlanError: there is no step, or the share is not from 0 to 1.
@@ -72,8 +72,11 @@ def one_cycle(steps: int, rise_fraction: float = 0.3) -> optax.Schedule:
     >>> [round(float(factor(step)), 2) for step in (0, 15, 30, 65, 100)]
     [0.04, 0.52, 1.0, 0.5, 0.0]
     """
-    rise = _warmup_steps("one_cycle", steps, rise_fraction) / steps
-    return optax.cosine_onecycle_schedule(steps, 1.0, pct_start=rise)
+    rise = _warmup_steps("one_cycle", steps, rise_fraction)
+    up = optax.cosine_decay_schedule(1 / 25, max(rise, 1), alpha=25.0)
+    return optax.join_schedules(
+        [up, optax.cosine_decay_schedule(1.0, steps - rise, alpha=1 / 250_000)], [rise]
+    )
 
 
 def constant(steps: int, warmup_fraction: float = 0.1) -> optax.Schedule:
