@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,15 @@ import optax
 
 from jaxtransfer.errors import PlanError
 from jaxtransfer.partition.group import Group, pattern_text
-from jaxtransfer.partition.optimizer import DEFAULT_OPTIMIZER, OPTIMIZERS, Settings, build_optimizer
+from jaxtransfer.partition.optimizer import Settings, block_problems, build_optimizer
+from jaxtransfer.partition.optimizers import (
+    DEFAULT_OPTIMIZER,
+    OPTIMIZERS,
+    Optimizer,
+    Transformation,
+    as_optimizer,
+)
+from jaxtransfer.partition.table import HEADER, row
 from jaxtransfer.tree import (
     count_bytes,
     count_parameters,
@@ -41,14 +49,24 @@ class Plan:
         groups: the rows, in order.
         name: what the plan is called in tables and reports.
         share: in a sequence of plans, this plan's share of the steps relative to the others'.
+        patience: in a sequence of plans, this one ends early when the metric that the run watches
+            has not improved for so many evaluations; `None` for a plan that takes all its steps.
 
     Raises:
-        PlanError: there is no group, an optimizer is unknown, or the share is not above 0.
+        PlanError: there is no group, the share is not above 0, or the patience is not at least 1.
+
+    >>> print(Plan((Group("head/**"), Group("**", frozen=True)), name="mine"))
+    plan mine
+    match    rate    decay    optimizer  statistics
+    -------  ------  -------  ---------  ----------
+    head/**  1x      default  default    update
+    **       frozen  -        -          frozen
     """
 
     groups: tuple[Group, ...]
     name: str = "plan"
     share: float = 1.0
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         groups = self.groups
@@ -58,13 +76,28 @@ class Plan:
                 "Plan((Group('head/**'), Group('**', frozen=True)))"
             )
         object.__setattr__(self, "groups", tuple(groups))
-        unknown = [g.optimizer for g in groups if g.optimizer not in (None, *OPTIMIZERS)]
-        if not groups or unknown or not (math.isfinite(self.share) and self.share > 0):
+        waits = self.patience is None or (
+            isinstance(self.patience, int)
+            and not isinstance(self.patience, bool)
+            and self.patience > 0
+        )
+        if not groups or not (math.isfinite(self.share) and self.share > 0) or not waits:
             raise PlanError(
-                f"plan {self.name!r}: expected at least one group, a share above 0 and optimizers "
-                f"among {', '.join(OPTIMIZERS)}, found {len(groups)} groups, share {self.share}, "
-                f"optimizers {unknown or 'as expected'}"
+                f"plan {self.name!r}: expected at least one group, a share above 0 and a patience "
+                f"of at least 1 evaluation or None, found {len(groups)} groups, share "
+                f"{self.share}, patience {self.patience!r}"
             )
+
+    def __str__(self) -> str:
+        """The groups as a table; `describe` adds what they mean for a model."""
+        return f"{self._title}\n{format_table(HEADER, [row(group) for group in self.groups])}"
+
+    @property
+    def _title(self) -> str:
+        more = "" if self.share == 1.0 else f", share {self.share:.3g}"
+        if self.patience is not None:
+            more += f", patience {self.patience}"
+        return f"plan {self.name}{more}"
 
     def assign(self, names: Sequence[str]) -> tuple[int, ...]:
         """For each name of a parameter, the position of its group.
@@ -94,7 +127,11 @@ class Plan:
                     for pattern in group.patterns
                     if not _matches_any((pattern,), (*names, *stat_names))
                 ]
-        positions = _stat_positions(self, names, _first_matches(self, names), stat_names)
+        first = _first_matches(self, names)
+        found = zip(names, first, strict=True)
+        scales = {name: self.groups[group].lr_scale for name, group in found if group >= 0}
+        problems += block_problems(scales, params)
+        positions = _stat_positions(self, names, first, stat_names)
         problems += [_stat_problem(name) for name, found in positions.items() if found < 0]
         _raise(self, names, problems)
 
@@ -139,11 +176,19 @@ class Plan:
         whole = frozenset(path for path in topmost if path is not None)
         return whole | frozenset(norm for norm in norms if not is_below(norm, whole))
 
-    def describe(self, model: Any) -> str:
+    def describe(
+        self,
+        model: Any,
+        *,
+        optimizer: str = DEFAULT_OPTIMIZER,
+        optimizers: Mapping[str, Callable[[], Transformation] | Optimizer] | None = None,
+    ) -> str:
         """The plan as a table for one model: leaves, parameters and optimizer bytes of each group.
 
         Args:
             model: a `Model`, or any tree of parameters.
+            optimizer: as for `optimizer`.
+            optimizers: as for `optimizer`.
 
         Raises:
             PlanError: the plan does not fit the model.
@@ -156,23 +201,14 @@ class Plan:
         rows = []
         for position, group in enumerate(self.groups):
             mine = [leaf for leaf, p in zip(leaves, assigned, strict=True) if p == position]
-            rows.append(
-                [
-                    group.label,
-                    "frozen" if group.frozen else f"{group.lr_scale:g}x",
-                    _decay_text(group),
-                    "-" if group.frozen else group.optimizer or "default",
-                    "frozen" if group.freezes_stats else "update",
-                    len(mine),
-                    count_parameters(mine),
-                ]
-            )
+            rows.append([*row(group), len(mine), count_parameters(mine)])
         trainable, _ = split(params, self)
-        state = jax.eval_shape(self.optimizer(1.0).init, trainable)
-        header = ["match", "rate", "decay", "optimizer", "statistics", "leaves", "parameters"]
+        tx = self.optimizer(1.0, optimizer=optimizer, optimizers=optimizers)
+        state = jax.eval_shape(tx.init, trainable)
+        header = [*HEADER, "leaves", "parameters"]
         share = count_parameters(trainable) / max(count_parameters(params), 1)
         return (
-            f"plan {self.name}\n{format_table(header, rows)}\n"
+            f"{self._title}\n{format_table(header, rows)}\n"
             f"{count_parameters(trainable)} of {count_parameters(params)} parameters train "
             f"({share:.1%}); optimizer state {format_bytes(count_bytes(state))}"
         )
@@ -185,23 +221,38 @@ class Plan:
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         schedule: optax.Schedule | None = None,
-    ) -> optax.GradientTransformation:
+        optimizers: Mapping[str, Callable[[], Transformation] | Optimizer] | None = None,
+    ) -> optax.GradientTransformationExtraArgs:
         """An Optax transformation over the trainable tree.
 
         Args:
             learning_rate: a number, or a schedule from the step to one. A number is kept in the
                 state under the name `learning_rate`, so that `optax.tree.set` can change it.
-            optimizer: a name in `OPTIMIZERS`, for the groups that name none.
+            optimizer: a name in `OPTIMIZERS` or `optimizers`, for the groups that name none.
             weight_decay: decoupled weight decay for the groups that name none.
             clip_norm: upper bound of the norm of all trainable gradients together.
             schedule: a factor on the learning rate, from the step.
+            optimizers: more optimizers by name. Each is a function without arguments that gives a
+                transformation from gradients to directions, such as `optax.scale_by_adam`; weight
+                decay and learning rate come after it.
 
         Raises:
-            PlanError: the optimizer is unknown, or `weight_decay` or `clip_norm` is out of range;
-                at `init`, the tree has leaves that the plan freezes or does not know.
+            PlanError: an optimizer is unknown, or `weight_decay` or `clip_norm` is out of range;
+                at `init`, the tree has leaves that the plan freezes or does not know, or that have
+                not as many blocks as `lr_scale` has factors.
+
+        Example:
+            `plan.optimizer(1e-3, optimizer="mine", optimizers={"mine": optax.scale_by_yogi})`
         """
         if not (math.isfinite(weight_decay) and weight_decay >= 0):
             raise PlanError(f"weight_decay: expected a number from 0, found {weight_decay}")
+        known = {**OPTIMIZERS, **{n: as_optimizer(o) for n, o in (optimizers or {}).items()}}
+        used = sorted({g.optimizer or optimizer for g in self.groups if not g.frozen})
+        if unknown := [name for name in used if name not in known]:
+            raise PlanError(
+                f"plan {self.name!r}: expected optimizers among {', '.join(known)}, found "
+                f"{', '.join(unknown)}; correct them, or name them in `optimizers`"
+            )
 
         def settings(names: Sequence[str]) -> dict[str, Settings]:
             groups = _trainable_groups(self, tuple(names))
@@ -210,21 +261,23 @@ class Plan:
                     optimizer=group.optimizer or optimizer,
                     weight_decay=weight_decay if group.weight_decay is None else group.weight_decay,
                     lr_scale=group.lr_scale,
+                    decay_all=group.decay_all,
                 )
                 for name, group in zip(names, groups, strict=True)
             }
 
-        used = {g.optimizer or optimizer for g in self.groups if not g.frozen}
-        return build_optimizer(settings, sorted(used), learning_rate, schedule, clip_norm)
+        return build_optimizer(
+            settings, {name: known[name] for name in used}, learning_rate, schedule, clip_norm
+        )
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives it back."""
-        groups = [group.to_dict() for group in self.groups]
-        return json.dumps({"name": self.name, "share": self.share, "groups": groups}, indent=2)
+        fields = {"name": self.name, "share": self.share, "patience": self.patience}
+        return json.dumps({**fields, "groups": [g.to_dict() for g in self.groups]}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that `to_json` wrote; a group's fields that are absent have their defaults.
+        """The plan that `to_json` wrote; what groups leave out, and a patience, is as by default.
 
         Raises:
             PlanError: the text is not a plan.
@@ -232,17 +285,11 @@ class Plan:
         try:
             fields = json.loads(text)
             groups = tuple(Group.from_dict(group) for group in fields["groups"])
-            return cls(groups, fields["name"], fields["share"])
+            return cls(groups, fields["name"], fields["share"], fields.get("patience"))
         except (ValueError, KeyError, TypeError) as error:
             raise PlanError(
                 f"plan: expected the JSON that Plan.to_json writes, found {error!r}"
             ) from error
-
-
-def _decay_text(group: Group) -> str:
-    if group.frozen:
-        return "-"
-    return "default" if group.weight_decay is None else f"{group.weight_decay:g}"
 
 
 def _matches_any(patterns: Sequence[Pattern], names: Sequence[str]) -> bool:

@@ -1,6 +1,7 @@
 """Plans for the usual ways to fine-tune; each looks at a model's stages and head.
 
 A recipe takes a `Model` and returns a `Plan`, or a sequence of plans that are carried out in turn.
+Recipes that choose leaves by what they are, biases or normalisations, stand in `sparse.py`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from typing import Any
 from jaxtransfer.errors import PlanError
 from jaxtransfer.partition.group import Group
 from jaxtransfer.partition.plan import Plan
-from jaxtransfer.tree import leaf_names
+from jaxtransfer.partition.sparse import bias_only, norm_only
+from jaxtransfer.partition.stages import SCANNED, below, scanned_blocks, stages_with_parameters
+from jaxtransfer.tree import path_prefixes
+
+FROZEN = Group("**", frozen=True, stats="frozen")
+"""What is not matched before stays to the last bit, and runs as in evaluation."""
 
 
 def probe(model: Any) -> Plan:
     """Only the head trains; the rest is frozen, statistics included, and runs as in evaluation."""
-    return Plan(
-        (Group(_below(model.spec.head)), Group("**", frozen=True, stats="frozen")),
-        name="probe",
-    )
+    return Plan((Group(below(model.spec.head)), FROZEN), name="probe")
 
 
 def full(model: Any) -> Plan:
@@ -39,19 +42,39 @@ def last(model: Any, n: int = 1) -> Plan:
     Raises:
         PlanError: `n` is out of range.
     """
-    stages = _stages_with_parameters(model)
+    stages = stages_with_parameters(model)
     if not 1 <= n <= len(stages):
         raise PlanError(
             f"last: expected n from 1 to {len(stages)} ({', '.join(stages)}), found {n}"
         )
-    groups = [Group(tuple(map(_below, stages[len(stages) - n :])))]
-    if n < len(stages):
-        groups.append(Group("**", frozen=True, stats="frozen"))
-    return Plan(tuple(groups), name=f"last({n})")
+    return Plan(_only(stages, stages[len(stages) - n :]), name=f"last({n})")
+
+
+def freeze_until(model: Any, stage: str) -> Plan:
+    """The stages before `stage` are frozen, statistics included; from it on everything trains.
+
+    Args:
+        model: a `Model`.
+        stage: a name in `model.spec.stages` that has parameters, or has some after it.
+
+    Raises:
+        PlanError: there is no such stage, or nothing would train.
+
+    Example:
+        `freeze_until(model, "layer3")`
+    """
+    stages, known = stages_with_parameters(model), model.spec.stages
+    after = known[known.index(stage) :] if stage in known else ()
+    trained = [stage for stage in stages if stage in after]
+    if not trained:
+        raise PlanError(f"freeze_until: expected {_one_of(model, known)}, found {stage!r}")
+    return Plan(_only(stages, trained), name=f"freeze_until({stage})")
 
 
 def layer_decay(model: Any, decay: float = 0.75) -> Plan:
     """Everything trains, each stage at `decay` times the rate of the stage above it.
+
+    The blocks of a scanned stage count one by one.
 
     Args:
         model: a `Model`.
@@ -66,11 +89,63 @@ def layer_decay(model: Any, decay: float = 0.75) -> Plan:
     """
     if not 0 < decay <= 1:
         raise PlanError(f"layer_decay: expected a decay above 0 and at most 1, found {decay}")
-    stages = _stages_with_parameters(model)
-    groups = [
-        Group(_below(stage), lr_scale=decay**depth) for depth, stage in enumerate(reversed(stages))
-    ]
-    return Plan(tuple(groups), name=f"layer_decay({decay:g})")
+    groups = _by_depth(model, lambda depth, depths: decay ** (depths - 1 - depth))
+    return Plan(groups[::-1], name=f"layer_decay({decay:g})")
+
+
+def discriminative(model: Any, lo: float = 0.01, hi: float = 1.0) -> Plan:
+    """Everything trains, at rates that grow by equal factors from the first stage to the last.
+
+    The blocks of a scanned stage count one by one.
+
+    Args:
+        model: a `Model`.
+        lo: factor on the learning rate of the first stage, above 0.
+        hi: factor on the learning rate of the last stage, the head, above 0.
+
+    Source: Howard & Ruder 2018, "ULMFiT" (arXiv 1801.06146), section 3.2, discriminative
+    fine-tuning; there the factor is 2.6 a layer. By default the ends are as far apart as in
+    `fine_tune` of https://github.com/fastai/fastai (`lr_mult`).
+
+    Raises:
+        PlanError: `lo` or `hi` is out of range.
+    """
+    if not (0 < lo < float("inf") and 0 < hi < float("inf")):
+        raise PlanError(f"discriminative: expected numbers above 0, found lo {lo} and hi {hi}")
+
+    def factor(depth: int, depths: int) -> float:
+        share = depth / (depths - 1) if depths > 1 else 1.0
+        return float(lo ** (1 - share) * hi**share)
+
+    return Plan(_by_depth(model, factor)[::-1], name=f"discriminative({lo:g}, {hi:g})")
+
+
+def surgical(model: Any, stage: str, *, train_head: bool = False) -> Plan:
+    """One stage trains; all others are frozen, statistics included.
+
+    For a shift of the inputs that is an early stage, for one of the labels a late one.
+
+    Args:
+        model: a `Model`.
+        stage: a name in `model.spec.stages` that has parameters; the head is one too.
+        train_head: whether the head trains beside it. In the source it does not, since there the
+            labels stay those that it was trained for; a new head has to.
+
+    Source: Lee et al. 2023, "Surgical Fine-Tuning Improves Adaptation to Distribution Shifts"
+    (arXiv 2210.11466), section 2.
+
+    Raises:
+        PlanError: there is no such stage.
+
+    Example:
+        `surgical(model, "layer1")`
+    """
+    stages = stages_with_parameters(model)
+    if stage not in stages:
+        raise PlanError(f"surgical: expected {_one_of(model, stages)}, found {stage!r}")
+    head = model.spec.head
+    trained = [stage, head] if train_head and stage not in path_prefixes(head) else [stage]
+    return Plan(_only(stages, trained), name=f"surgical({stage})")
 
 
 def lp_ft(model: Any, head_share: float = 0.25, lr_scale: float = 0.1) -> tuple[Plan, Plan]:
@@ -95,9 +170,54 @@ def lp_ft(model: Any, head_share: float = 0.25, lr_scale: float = 0.1) -> tuple[
     )
 
 
+def gradual(model: Any, phases: int = 4, patience: int | None = None) -> tuple[Plan, ...]:
+    """The head first, then more and more stages from there down, in the end everything.
+
+    Args:
+        model: a `Model`.
+        phases: how many plans there are, from 1; each begins with about as many more stages, and
+            gets the same share of the steps. There are no more than stages with parameters.
+        patience: a phase ends early when the metric that the run watches has not improved for so
+            many evaluations; `None` for phases that take all their steps.
+
+    Source: Howard & Ruder 2018, "ULMFiT" (arXiv 1801.06146), section 3.3, where each stage is a
+    phase of one epoch.
+
+    Raises:
+        PlanError: `phases` or `patience` is not at least 1.
+    """
+    if phases < 1:
+        raise PlanError(f"gradual: expected at least 1 phase, found {phases}")
+    stages = stages_with_parameters(model)
+    count = min(phases, len(stages))
+    plans = []
+    for phase in range(count):
+        more = round((len(stages) - 1) * phase / (count - 1)) if count > 1 else len(stages) - 1
+        trained = stages[len(stages) - 1 - more :]
+        plans.append(
+            Plan(
+                _only(stages, trained),
+                name=f"gradual {phase + 1} of {count}: {'from ' * (more > 0)}{trained[0]}",
+                patience=patience,
+            )
+        )
+    return tuple(plans)
+
+
 RECIPES: Mapping[str, Callable[[Any], Plan | tuple[Plan, ...]]] = MappingProxyType(
-    {"probe": probe, "full": full, "last": last, "layer_decay": layer_decay, "lp_ft": lp_ft}
+    {
+        "probe": probe,
+        "full": full,
+        "last": last,
+        "layer_decay": layer_decay,
+        "discriminative": discriminative,
+        "bias_only": bias_only,
+        "norm_only": norm_only,
+        "lp_ft": lp_ft,
+        "gradual": gradual,
+    }
 )
+"""By name, the recipes that need a model and nothing else."""
 
 
 def resolve_plans(plan: Any, model: Any) -> tuple[Plan, ...]:
@@ -123,10 +243,26 @@ def resolve_plans(plan: Any, model: Any) -> tuple[Plan, ...]:
     return tuple(plans)
 
 
-def _below(path: str) -> str:
-    return f"{path}/**"
+def _only(stages: tuple[str, ...], trained: Any) -> tuple[Group, ...]:
+    """The groups of a plan in which these paths train, and nothing else."""
+    if set(stages) <= set(trained):
+        return (Group("**"),)
+    return Group(tuple(map(below, trained))), FROZEN
 
 
-def _stages_with_parameters(model: Any) -> tuple[str, ...]:
-    top_level = {name.split("/")[0] for name in leaf_names(model.params)}
-    return tuple(stage for stage in model.spec.stages if stage in top_level)
+def _one_of(model: Any, stages: tuple[str, ...]) -> str:
+    text = f"a stage among {', '.join(stages)}"
+    return f"{text} (unstack(model) has a stage for each block)" if SCANNED in stages else text
+
+
+def _by_depth(model: Any, factor: Callable[[int, int], float]) -> tuple[Group, ...]:
+    """A group for each stage, with factors by depth, which `factor` gets with their number."""
+    stages = stages_with_parameters(model)
+    blocks = {stage: scanned_blocks(model, stage) for stage in stages}
+    depths = sum(count or 1 for count in blocks.values())
+    groups, depth = [], 0
+    for stage, count in blocks.items():
+        scales = tuple(factor(depth + block, depths) for block in range(count or 1))
+        groups.append(Group(below(stage), lr_scale=scales if count else scales[0]))
+        depth += count or 1
+    return tuple(groups)

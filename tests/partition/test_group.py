@@ -5,6 +5,7 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jaxtransfer.errors import PlanError
@@ -18,6 +19,7 @@ from jaxtransfer.partition import Group
         Group(("stem/**", re.compile(r"LAYER\d/.*", re.IGNORECASE)), lr_scale=0.1),
         Group(re.compile(r".*/kernel"), weight_decay=0.0, optimizer="lion"),
         Group("**", frozen=True, stats="update"),
+        Group("blocks/**", lr_scale=(0.5, 1.0), decay_all=True),
     ],
 )
 def test_a_group_survives_json(group: Group) -> None:
@@ -33,6 +35,12 @@ def test_several_patterns_may_be_a_list() -> None:
     group = Group(["stem/**", "head/**"])  # type: ignore[arg-type]
     assert group == Group(("stem/**", "head/**"))
     assert hash(group) == hash(Group(("stem/**", "head/**")))
+
+
+def test_numbers_become_those_of_python() -> None:
+    group = Group("**", lr_scale=[np.float32(0.5), 1], weight_decay=np.float64(0.25))  # type: ignore[arg-type]
+    assert group == Group("**", lr_scale=(0.5, 1.0), weight_decay=0.25)
+    assert json.dumps(group.to_dict()) and hash(group)
 
 
 def test_the_label_shows_globs_and_regular_expressions() -> None:
@@ -65,10 +73,25 @@ def test_a_group_that_is_frozen_later_freezes_its_statistics_too() -> None:
         ({"match": ()}, "match: expected a pattern or several, found ()"),
         ({"match": (re.compile(b"bytes"),)}, "match: expected a pattern"),
         ({"stats": "freeze"}, "stats: expected 'update', 'frozen' or None, found 'freeze'"),
-        ({"lr_scale": -1.0}, "lr_scale: expected a number from 0, found -1.0"),
-        ({"lr_scale": float("nan")}, "lr_scale: expected a number from 0, found nan"),
-        ({"lr_scale": float("inf")}, "lr_scale: expected a number from 0, found inf"),
-        ({"lr_scale": "fast"}, "lr_scale: expected a number from 0, found 'fast'"),
+        (
+            {"lr_scale": -1.0},
+            "lr_scale: expected a number from 0, or one for each block, found -1.0",
+        ),
+        (
+            {"lr_scale": float("nan")},
+            "lr_scale: expected a number from 0, or one for each block, found nan",
+        ),
+        (
+            {"lr_scale": float("inf")},
+            "lr_scale: expected a number from 0, or one for each block, found inf",
+        ),
+        (
+            {"lr_scale": "fast"},
+            "lr_scale: expected a number from 0, or one for each block, found 'fast'",
+        ),
+        ({"lr_scale": ()}, "lr_scale: expected a number from 0, or one for each block, found ()"),
+        ({"lr_scale": (1.0, -1.0)}, "or one for each block, found (1.0, -1.0)"),
+        ({"optimizer": 5}, "optimizer: expected a name or None, found 5"),
         ({"weight_decay": -0.1}, "weight_decay: expected a number from 0, found -0.1"),
     ],
 )

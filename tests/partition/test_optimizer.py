@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,31 +12,74 @@ import optax
 import pytest
 
 from jaxtransfer.errors import PlanError
-from jaxtransfer.partition import Group, Plan
-from jaxtransfer.partition.optimizer import OPTIMIZERS
+from jaxtransfer.partition import OPTIMIZERS, Group, Plan
+from jaxtransfer.surgery import stack_blocks, unstack_blocks
 from jaxtransfer.tree import flatten, leaf_names, named_leaves, split
 
 ALL = Plan((Group("**"),))
 RATE = 0.01
+FACTOR = optax.linear_schedule(1.0, 0.2, 6)
 
-OPTAX: dict[str, Callable[[float], optax.GradientTransformation]] = {
-    "adamw": lambda decay: optax.adamw(
-        RATE, weight_decay=decay, mask=lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)
-    ),
-    "sgd": lambda decay: optax.chain(
-        optax.trace(0.9),
-        optax.add_decayed_weights(decay, lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)),
-        optax.scale(-RATE),
-    ),
-    "lion": lambda decay: optax.lion(
-        RATE, weight_decay=decay, mask=lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)
-    ),
-    "rmsprop": lambda decay: optax.chain(
-        optax.scale_by_rms(),
-        optax.add_decayed_weights(decay, lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)),
-        optax.scale(-RATE),
-    ),
-}
+
+def is_kernel(tree: Any) -> Any:
+    """Which leaves of the test's tree weight decay is for."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+
+
+def reference(
+    name: str, decay: float, rate: Any = RATE, mask: Any = is_kernel
+) -> optax.GradientTransformation:
+    """What Optax has of this name: its own functions where they take a mask or none is asked."""
+
+    def at(step: Any) -> Any:
+        return rate(step) if callable(rate) else rate
+
+    def after(direction: optax.GradientTransformation) -> optax.GradientTransformation:
+        decayed = optax.add_decayed_weights(decay, mask)
+        return optax.chain(direction, decayed, optax.scale_by_learning_rate(rate))
+
+    def averaged(direction: optax.GradientTransformation) -> optax.GradientTransformation:
+        # Optax counts from 1 here, and from 0 in the step before it.
+        return optax.contrib.schedule_free(after(direction), lambda step: at(step - 1), b1=0.9)
+
+    def sharp(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+        uphill = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
+        return optax.contrib.sam(inner, uphill, opaque_mode=True)
+
+    adamw = functools.partial(optax.adamw, rate, weight_decay=decay, mask=mask)
+    makers = {
+        "adamw": adamw,
+        "sgd": lambda: after(optax.trace(0.9)) if decay else optax.sgd(rate, momentum=0.9),
+        "lion": lambda: optax.lion(rate, weight_decay=decay, mask=mask),
+        "rmsprop": lambda: after(optax.scale_by_rms()) if decay else optax.rmsprop(rate),
+        "lamb": lambda: optax.lamb(rate, weight_decay=decay, mask=mask),
+        "lars": lambda: optax.lars(rate, decay, weight_decay_mask=True if mask is None else mask),
+        "adafactor": lambda: optax.adafactor(
+            rate, weight_decay_rate=lambda step: decay * at(step), weight_decay_mask=mask
+        ),
+        "muon": lambda: (
+            optax.contrib.muon(rate, weight_decay=decay, adam_weight_decay=decay)
+            if mask is None
+            else after(optax.contrib.muon(-1.0))
+        ),
+        "adopt": lambda: (
+            after(optax.contrib.scale_by_adopt()) if decay else optax.contrib.adopt(rate)
+        ),
+        "prodigy": lambda: optax.contrib.prodigy(rate, weight_decay=decay),
+        "schedule_free_adamw": lambda: (
+            averaged(optax.scale_by_rms(0.999, 1e-8, eps_in_sqrt=False, bias_correction=True))
+            if callable(rate) or mask is not None
+            else optax.contrib.schedule_free_adamw(rate, weight_decay=decay)
+        ),
+        "schedule_free_sgd": lambda: (
+            averaged(optax.identity())
+            if callable(rate) or mask is not None
+            else optax.contrib.schedule_free_sgd(rate, weight_decay=decay)
+        ),
+        "sam": lambda: sharp(after(optax.trace(0.9))),
+        "sam_adamw": lambda: sharp(adamw()),
+    }
+    return makers[name]()
 
 
 @pytest.fixture(scope="module")
@@ -50,29 +94,39 @@ def params() -> dict[str, Any]:
             "conv": {"kernel": array(3, 3, 2, 4)},
             "bn": {"bias": array(4), "scale": array(4)},
         },
+        "hole": {"kernel": None},
         "head": {"bias": array(5), "kernel": array(4, 5)},
     }
 
 
-def gradients_of(tree: Any, step: int) -> Any:
+def gradients_of(tree: Any, step: Any) -> Any:
     """Gradients that depend on the leaf and the step alone."""
-    return jax.tree.map(lambda leaf: jnp.sin(leaf * jnp.float32(3) + jnp.float32(step)), tree)
+    step = jnp.asarray(step, jnp.float32)
+    return jax.tree.map(lambda leaf: jnp.sin(leaf * jnp.float32(3) + step), tree)
 
 
 def run(tx: optax.GradientTransformation, tree: Any, steps: int = 8) -> list[Any]:
-    """The parameters after each step."""
+    """The parameters after each step; the types of the state must stay what they were."""
+    update = optax.with_extra_args_support(tx).update
+
+    def step(carried: tuple[Any, Any], number: jax.Array) -> tuple[Any, Any]:
+        tree, state = carried
+        with jax.numpy_dtype_promotion("standard"):  # which Optax needs
+            updates, state = update(
+                gradients_of(tree, number),
+                state,
+                tree,
+                grad_fn=lambda at, _: gradients_of(at, number),
+            )
+        tree = optax.apply_updates(tree, updates)
+        return (tree, state), tree
 
     @jax.jit
-    def step(tree: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
-        with jax.numpy_dtype_promotion("standard"):  # which Optax needs
-            updates, state = tx.update(gradients, state, tree)
-        return optax.apply_updates(tree, updates), state
+    def scan(tree: Any) -> Any:
+        return jax.lax.scan(step, (tree, tx.init(tree)), jnp.arange(steps))[1]
 
-    state, trees = tx.init(tree), []
-    for number in range(steps):
-        tree, state = step(tree, state, gradients_of(tree, number))
-        trees.append(tree)
-    return trees
+    trees = jax.tree.map(np.asarray, scan(tree))
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], trees) for i in range(steps)]
 
 
 def assert_close(ours: Any, theirs: Any) -> None:
@@ -86,26 +140,117 @@ def assert_close(ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("decay", [0.0, 0.3])
-def test_one_group_is_the_optimizer_of_optax(name: str, decay: float, params: Any) -> None:
-    tx = ALL.optimizer(RATE, optimizer=name, weight_decay=decay)
-    for ours, theirs in zip(run(tx, params), run(OPTAX[name](decay), params), strict=True):
-        assert_close(ours, theirs)
+def test_one_group_is_the_optimizer_of_optax(name: str, params: Any) -> None:
+    plain = {**params, "large": {"kernel": jnp.ones((128, 130))}} if name == "adafactor" else params
+    decay_all = name == "prodigy"  # that of Optax takes no mask
+    plan = Plan((Group("**", decay_all=decay_all),))
+    tx = plan.optimizer(RATE, optimizer=name, weight_decay=0.3, schedule=FACTOR)
+    mask = None if decay_all else is_kernel
+    theirs = reference(name, 0.3, lambda step: RATE * FACTOR(step), mask)
+    for a, b in zip(run(tx, plain), run(theirs, plain), strict=True):
+        assert_close(a, b)
 
 
-def test_each_of_two_groups_is_its_own_optimizer_alone(params: Any) -> None:
-    plan = Plan((Group("head/**", optimizer="sgd", weight_decay=0.2), Group("**")))
-    last = run(plan.optimizer(RATE, optimizer="lion", weight_decay=0.1), params)[-1]
-    assert_close(last["head"], run(OPTAX["sgd"](0.2), params["head"])[-1])
-    assert_close(last["body"], run(OPTAX["lion"](0.1), params["body"])[-1])
+@pytest.mark.parametrize("name", ["adopt", "muon", "rmsprop", "schedule_free_adamw"])
+def test_weight_decay_of_all_leaves_is_that_of_optax_without_a_mask(name: str, params: Any) -> None:
+    decay = 0.0 if name in ("adopt", "rmsprop") else 0.3  # of which Optax has none
+    tx = Plan((Group("**", decay_all=True),)).optimizer(RATE, optimizer=name, weight_decay=decay)
+    theirs = reference(name, decay, RATE, None)
+    assert_close(run(tx, params)[-1], run(theirs, params)[-1])
 
 
-def test_the_scale_of_a_group_is_a_factor_on_its_learning_rate(params: Any) -> None:
-    plan = Plan((Group("head/**", lr_scale=0.25), Group("**")))
-    scaled = run(plan.optimizer(RATE, weight_decay=0.3), params)[-1]
-    slower = run(ALL.optimizer(RATE * 0.25, weight_decay=0.3), params["head"])[-1]
-    assert_close(scaled["head"], slower)
-    assert_close(scaled["body"], run(OPTAX["adamw"](0.3), params["body"])[-1])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("sgd", "lion"), ("muon", "adamw"), ("prodigy", "sgd"), ("sam", "schedule_free_sgd")],
+)
+def test_each_of_two_groups_is_its_own_optimizer_alone(name: str, other: str, params: Any) -> None:
+    plan = Plan((Group("head/**", optimizer=name, weight_decay=0.2, decay_all=True), Group("**")))
+    last = run(plan.optimizer(RATE, optimizer=other, weight_decay=0.1), params)[-1]
+    assert_close(last["head"], run(reference(name, 0.2, mask=None), params["head"])[-1])
+    assert_close(last["body"], run(reference(other, 0.1), params["body"])[-1])
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw", "lamb", "lars", "adafactor", "prodigy", "schedule_free_sgd"]
+)
+def test_the_scale_of_a_group_is_a_factor_on_its_learning_rate(name: str, params: Any) -> None:
+    plan = Plan((Group("head/**", lr_scale=0.25), Group("body/**", optimizer="sgd")))
+    scaled = run(plan.optimizer(RATE, optimizer=name, weight_decay=0.3), params)[-1]
+    slower = ALL.optimizer(RATE * 0.25, optimizer=name, weight_decay=0.3)
+    assert_close(scaled["head"], run(slower, params["head"])[-1])
+
+
+def test_an_optimizer_of_ones_own_is_a_direction(params: Any) -> None:
+    plan = Plan((Group("head/**", optimizer="mine"), Group("**")))
+    tx = plan.optimizer(
+        RATE, weight_decay=0.3, optimizers={"mine": lambda: optax.scale_by_yogi(b1=0.8)}
+    )
+    theirs = optax.chain(
+        optax.scale_by_yogi(b1=0.8), optax.add_decayed_weights(0.3, is_kernel), optax.scale(-RATE)
+    )
+    last = run(tx, params)[-1]
+    assert_close(last["head"], run(theirs, params["head"])[-1])
+    assert_close(last["body"], run(reference("adamw", 0.3), params["body"])[-1])
+
+
+def test_the_radius_of_sharpness_can_be_another(params: Any) -> None:
+    wide = dataclasses.replace(OPTIMIZERS["sam"], radius=0.5)
+    tx = ALL.optimizer(RATE, optimizer="wide", optimizers={"wide": wide})
+    uphill = optax.chain(optax.contrib.normalize(), optax.sgd(0.5))
+    theirs = optax.contrib.sam(optax.sgd(RATE, momentum=0.9), uphill, opaque_mode=True)
+    assert_close(run(tx, params)[-1], run(theirs, params)[-1])
+
+
+def test_the_gradient_uphill_is_the_one_that_is_clipped(params: Any) -> None:
+    tx = ALL.optimizer(1.0, optimizer="sam", clip_norm=0.5)
+    updates, _ = tx.update(
+        gradients_of(params, 0),
+        tx.init(params),
+        params,
+        grad_fn=lambda at, _: jax.tree.map(lambda leaf: leaf * jnp.float32(100), at),
+    )
+    assert float(optax.tree.norm(updates)) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_sharpness_needs_a_second_gradient(params: Any) -> None:
+    tx = ALL.optimizer(RATE, optimizer="sam")
+    with pytest.raises(PlanError, match="grad_fn=…"):
+        tx.update(gradients_of(params, 0), tx.init(params), params)
+
+
+# ---------------------------------------------------------------------------------------------
+# Scanned blocks
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "adafactor", "muon"])
+def test_scanned_blocks_train_as_blocks_one_by_one(name: str, params: Any) -> None:
+    names, scales = ("block0", "block1"), (0.25, 0.75)
+    block = {**params["body"]["bn"], "kernel": params["head"]["kernel"]}
+    tree = {
+        "block0": block,
+        "block1": jax.tree.map(lambda leaf: leaf * jnp.float32(3), block),
+        "head": {"kernel": params["head"]["kernel"]},
+    }
+    apart = [Group(f"{b}/**", lr_scale=s) for b, s in zip(names, scales, strict=True)]
+    ours, theirs = (
+        run(
+            Plan((*groups, Group("head/**"))).optimizer(RATE, optimizer=name, weight_decay=0.3),
+            start,
+        )[-1]
+        for groups, start in (
+            ([Group("blocks/**", lr_scale=scales)], stack_blocks(tree, names)),
+            (apart, tree),
+        )
+    )
+    assert_close(unstack_blocks(ours), theirs)
+
+
+def test_there_must_be_as_many_blocks_as_factors(params: Any) -> None:
+    plan = Plan((Group("head/bias", lr_scale=(0.5, 1.0)), Group("**")))
+    with pytest.raises(PlanError, match=r"head/bias: 2 factors in lr_scale .* shape \(5,\)"):
+        plan.optimizer(RATE).init(params)
+    with pytest.raises(PlanError, match=r"head/bias: 2 factors in lr_scale .* shape \(5,\)"):
+        plan.check(params, {})
 
 
 def test_a_scale_of_zero_stands_still_without_being_frozen(params: Any) -> None:
@@ -133,8 +278,8 @@ def test_weight_decay_touches_kernels_alone(params: Any) -> None:
 def test_a_groups_weight_decay_replaces_the_common_one(params: Any) -> None:
     plan = Plan((Group("head/**", weight_decay=0.0), Group("**")))
     last = run(plan.optimizer(RATE, weight_decay=0.4), params)[-1]
-    assert_close(last["head"], run(OPTAX["adamw"](0.0), params["head"])[-1])
-    assert_close(last["body"], run(OPTAX["adamw"](0.4), params["body"])[-1])
+    assert_close(last["head"], run(reference("adamw", 0.0), params["head"])[-1])
+    assert_close(last["body"], run(reference("adamw", 0.4), params["body"])[-1])
 
 
 def test_the_clip_norm_is_that_of_all_trainable_gradients(params: Any) -> None:
@@ -177,7 +322,7 @@ def test_the_schedule_is_a_factor_on_the_learning_rate(params: Any) -> None:
         return jnp.where(step < 3, 1.0, 0.0)
 
     trees = run(ALL.optimizer(RATE, weight_decay=0.3, schedule=factor), params)
-    assert_close(trees[2], run(OPTAX["adamw"](0.3), params, 3)[-1])
+    assert_close(trees[2], run(reference("adamw", 0.3), params, 3)[-1])
     assert_close(trees[-1], trees[2])
 
 
@@ -197,6 +342,27 @@ def test_the_state_holds_the_trainable_leaves_alone(params: Any) -> None:
     state = plan.optimizer(RATE).init(trainable)
     shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim)
     assert shapes == [(4,), (4,), (4, 5), (4, 5), (5,), (5,)]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_learning_rate_of_every_optimizer_is_in_the_state_once(name: str, params: Any) -> None:
+    tx = ALL.optimizer(1.0, optimizer=name, schedule=FACTOR)
+    state = optax.tree.set(tx.init(params), learning_rate=jnp.float32(RATE))
+    (found,) = optax.tree.get_all_with_path(state, "learning_rate")
+    assert found[1] == jnp.float32(RATE)
+
+
+def test_the_rate_in_the_state_is_the_one_that_counts(params: Any) -> None:
+    head = params["head"]
+    tx, fixed = (
+        ALL.optimizer(rate, optimizer="schedule_free_sgd", schedule=FACTOR) for rate in (1.0, RATE)
+    )
+    state = optax.tree.set(tx.init(head), learning_rate=jnp.float32(RATE))
+    with jax.numpy_dtype_promotion("standard"):
+        ours, _ = tx.update(gradients_of(head, 0), state, head)
+        theirs, _ = fixed.update(gradients_of(head, 0), fixed.init(head), head)
+    assert_close(ours, theirs)
+    assert float(optax.tree.norm(ours)) > 0
 
 
 @pytest.mark.parametrize("optimizers", [(None, None), ("adamw", "sgd")])
@@ -220,7 +386,10 @@ def test_a_tree_with_unknown_leaves_is_refused(params: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "adam"}, "one of adamw, sgd, lion, rmsprop, found ['adam']"),
+        (
+            {"optimizer": "adam"},
+            "adopt, prodigy, schedule_free_adamw, schedule_free_sgd, sam, sam_adamw, found adam;",
+        ),
         ({"weight_decay": -1e-4}, "weight_decay: expected a number from 0, found -0.0001"),
         ({"weight_decay": float("nan")}, "weight_decay: expected a number from 0, found nan"),
         ({"clip_norm": 0.0}, "clip_norm: expected a number above 0 or None, found 0.0"),

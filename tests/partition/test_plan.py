@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +14,7 @@ from hypothesis import strategies as st
 from jaxtransfer.errors import PlanError
 from jaxtransfer.models import Model
 from jaxtransfer.models.catalog import build
-from jaxtransfer.partition import Group, Plan, probe
-from jaxtransfer.partition.optimizer import OPTIMIZERS
+from jaxtransfer.partition import OPTIMIZERS, Group, Plan, probe
 from jaxtransfer.tree import count_bytes, leaf_names, matches, split
 
 NAMES = (
@@ -215,8 +215,8 @@ def test_the_table_counts_leaves_parameters_and_bytes() -> None:
             "head/**  1x      0.1      sgd        update           2           9",
             "**/bn/*  0.5x    default  default    frozen           2           6",
             "**       frozen  -        -          frozen           2          12",
-            # 9 numbers of momentum, 2 x 6 moments, Adam's step, the rate and its step.
-            f"15 of 27 parameters train (55.6%); optimizer state {4 * (9 + 12 + 1 + 2)} B",
+            # 9 numbers of momentum, 2 x 6 moments, Adam's step of 2 leaves, the rate and its step.
+            f"15 of 27 parameters train (55.6%); optimizer state {4 * (9 + 12 + 2 + 2)} B",
         ]
     )
 
@@ -239,6 +239,45 @@ def test_a_plan_that_trains_nothing_can_be_looked_at(network: Model) -> None:
     assert "0 of " in Plan((FROZEN,)).describe(network)
 
 
+def test_a_plan_prints_as_a_table_without_a_model() -> None:
+    many = tuple(f"layer{i}/**/bn/*" for i in range(9))
+    plan = Plan(
+        (
+            Group(many, lr_scale=(0.25, 0.5, 1.0), weight_decay=0.1, decay_all=True),
+            Group("head/**", lr_scale=(1.0, 0.25, 0.5)),
+            Group("stem/**", lr_scale=(0.5, 0.5), optimizer="muon"),
+            FROZEN,
+        ),
+        name="mine",
+        share=0.25,
+        patience=3,
+    )
+    assert str(plan).splitlines() == [
+        "plan mine, share 0.25, patience 3",
+        "match                                    rate                   decay            optimizer"
+        "  statistics",
+        "---------------------------------------  ---------------------  ---------------  ---------"
+        "  ----------",
+        "layer0/**/bn/* | layer1/**/bn/*, 7 more  0.25x to 1x, 3 blocks  0.1, all leaves  default"
+        "    update",
+        "head/**                                  0.25x to 1x, 3 blocks  default          default"
+        "    update",
+        "stem/**                                  0.5x, 2 blocks         default          muon   "
+        "    update",
+        "**                                       frozen                 -                -      "
+        "    frozen",
+    ]
+
+
+def test_the_bytes_are_those_of_the_optimizer_that_is_asked_for() -> None:
+    tree = numbers("head/bias", "head/kernel")
+    plan = Plan((Group("**"),))
+    assert "state 88 B" in plan.describe(tree)  # 2 x 9 moments, 2 steps, the rate and its step
+    assert "state 44 B" in plan.describe(tree, optimizer="sgd")
+    mine = {"mine": lambda: optax.trace(0.5)}
+    assert "state 44 B" in plan.describe(tree, optimizer="mine", optimizers=mine)
+
+
 # ---------------------------------------------------------------------------------------------
 # JSON and checks
 
@@ -248,11 +287,12 @@ REGEXES = st.builds(re.compile, st.sampled_from(["a.*", r"\d+", "(x|y)"]), st.sa
 GROUPS = st.builds(
     Group,
     st.one_of(GLOBS, REGEXES, st.lists(GLOBS | REGEXES, min_size=2, max_size=3).map(tuple)),
-    lr_scale=RATES,
+    lr_scale=RATES | st.lists(RATES, min_size=1, max_size=3).map(tuple),
     weight_decay=st.none() | RATES,
     frozen=st.booleans(),
     stats=st.sampled_from(["update", "frozen", None]),
-    optimizer=st.sampled_from([None, *OPTIMIZERS]),
+    optimizer=st.sampled_from([None, *OPTIMIZERS, "mine"]),
+    decay_all=st.booleans(),
 )
 
 
@@ -260,9 +300,12 @@ GROUPS = st.builds(
     st.lists(GROUPS, min_size=1, max_size=4),
     st.text(max_size=5),
     st.floats(0, 1e6, exclude_min=True),
+    st.none() | st.integers(1, 99),
 )
-def test_a_plan_survives_json(groups: list[Group], name: str, share: float) -> None:
-    plan = Plan(tuple(groups), name, share)
+def test_a_plan_survives_json(
+    groups: list[Group], name: str, share: float, patience: int | None
+) -> None:
+    plan = Plan(tuple(groups), name, share, patience)
     again = Plan.from_json(plan.to_json())
     assert again == plan
     assert hash(again) == hash(plan)
@@ -291,7 +334,9 @@ def test_text_that_is_no_plan_is_an_error(text: str) -> None:
     ("arguments", "message"),
     [
         (((),), "found 0 groups"),
-        (((Group("**", optimizer="adamm"),),), r"adamw, sgd, lion, rmsprop, found .*\['adamm'\]"),
+        (((Group("**"),), "p", 1.0, 0), "patience 0"),
+        (((Group("**"),), "p", 1.0, True), "patience True"),
+        (((Group("**"),), "p", 1.0, 2.5), "patience 2.5"),
         (((Group("**"),), "p", 0.0), "share 0.0"),
         (((Group("**"),), "p", float("inf")), "share inf"),
         ((("head/**",),), "expected several groups, found"),
