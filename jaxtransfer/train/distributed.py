@@ -38,7 +38,7 @@ def initialize(
     Where a process is killed, JAX ends the others: each aborts with the message "Terminating
     process because the JAX distributed service detected fatal errors", at once if the first process
     was killed, else after `patience` seconds. A process that leaves, because it is done or has
-    failed, waits five times as long for the others to leave, and then all are ended in the same way.
+    failed, waits five times as long for the others to leave; then all are ended in the same way.
 
     Args:
         coordinator: address and port of the first process, such as `10.0.0.1:1234`; the port is one
