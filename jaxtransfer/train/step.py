@@ -85,8 +85,9 @@ def make_train_step(
         rngs = {"dropout": jax.random.fold_in(state.rng, state.step)}
 
         def mean_loss(trainable: PyTree) -> tuple[jax.Array, PyTree]:
+            whole = merge(trainable, frozen)
             outputs, stats = apply(
-                merge(trainable, frozen),
+                whole if sharding is None else sharding.gather(whole),
                 state.stats,
                 inputs,
                 train=True,
