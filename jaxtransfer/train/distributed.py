@@ -175,7 +175,12 @@ def _check_arguments(
     problems = [
         f"{name} {text}, found {value!r}"
         for name, value, fits, text in (
-            ("coordinator", coordinator, coordinator is None or host and port.isdigit(), "as h:p"),
+            (
+                "coordinator",
+                coordinator,
+                coordinator is None or host and port.isdigit(),
+                "as host:port",
+            ),
             ("processes", processes, processes is None or processes >= 1, "of at least 1"),
             ("process_id", process_id, in_range, f"from 0{last}"),
             ("patience", patience, patience >= 1, "of at least 1 second"),

@@ -259,6 +259,15 @@ def test_a_part_of_a_state_has_the_layouts_of_the_whole(state: TrainState) -> No
     assert jax.tree.map(lambda leaf: leaf.sharding, placed) == whole.opt_state
 
 
+def test_parameters_are_gathered_for_use_and_stay_cut_by_tensor(state: TrainState) -> None:
+    rules = (("head/kernel", (("fsdp", "tensor"),)), ("head/bias", ()))
+    found = sharding(fsdp=2, tensor=2, rules=rules)
+    used = flatten(jax.jit(found.gather)(found.place(state.params)))
+    assert used["layer3/0/conv1/kernel"].sharding.spec == P(None, None, None, "tensor")
+    assert used["head/kernel"].sharding.spec == P("tensor")
+    assert used["head/bias"].sharding.spec == P()
+
+
 def test_what_a_factored_moment_keeps_is_laid_out_by_its_own_shape() -> None:
     params = {"head": {"kernel": jnp.ones((256, 128))}}
     tx = optax.adafactor(0.1)
@@ -448,7 +457,7 @@ SIZES = [
     (8, {"tensor": 8, "data": 1}),
     (8, {"data": 2, "fsdp": 2, "tensor": 2}),
 ]
-QUICK = {("resnet", "sgd", 4, "fsdp"), ("vit", "adamw", 8, "data", "fsdp", "tensor")}
+QUICK = {("resnet", "sgd", 8, "data", "fsdp", "tensor"), ("vit", "adamw", 4, "fsdp")}
 
 
 @pytest.mark.parametrize(
