@@ -5,6 +5,7 @@ from jaxtransfer.train.checkpoint import Progress as Progress
 from jaxtransfer.train.loop import Settings as Settings
 from jaxtransfer.train.loop import train as train
 from jaxtransfer.train.losses import cross_entropy as cross_entropy
+from jaxtransfer.train.sharding import Sharding as Sharding
 from jaxtransfer.train.state import TrainState as TrainState
 from jaxtransfer.train.state import init_state as init_state
 from jaxtransfer.train.step import TrainStep as TrainStep

@@ -13,6 +13,7 @@ import optax
 from jaxtransfer.errors import TrainingError
 from jaxtransfer.partition import Plan
 from jaxtransfer.train.losses import Batch, Loss
+from jaxtransfer.train.sharding import Sharding
 from jaxtransfer.train.state import TrainState
 from jaxtransfer.tree import map_with_names, merge
 from jaxtransfer.types import PyTree
@@ -49,6 +50,7 @@ def make_train_step(
     *,
     prepare: Callable[[jax.Array], jax.Array] | None = None,
     ema_decay: float | None = None,
+    sharding: Sharding | None = None,
 ) -> TrainStep:
     """A jitted training step for a plan.
 
@@ -64,6 +66,7 @@ def make_train_step(
         prepare: what happens to `batch["image"]` on the device before it enters the network.
         ema_decay: share of the old average in the moving average of the state's `ema`, below 1;
             `None` for states without one.
+        sharding: the layouts of the state, which `sharding.place` has put there.
 
     Raises:
         TrainingError: `ema_decay` is out of range; at the first step, the state has a moving
@@ -82,15 +85,17 @@ def make_train_step(
         rngs = {"dropout": jax.random.fold_in(state.rng, state.step)}
 
         def mean_loss(trainable: PyTree) -> tuple[jax.Array, PyTree]:
+            whole = merge(trainable, frozen)
             outputs, stats = apply(
-                merge(trainable, frozen),
+                whole if sharding is None else sharding.gather(whole),
                 state.stats,
                 inputs,
                 train=True,
                 rngs=rngs,
                 frozen_modules=frozen_modules,
             )
-            return jnp.mean(loss(outputs, batch)), stats
+            weight = batch.get("weight", jnp.ones(len(batch["label"])))
+            return jnp.sum(loss(outputs, batch) * weight) / jnp.sum(weight), stats
 
         (value, stats), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.trainable)
         # Optax raises floats to integer powers, which strict promotion, where it is set, forbids.
@@ -105,6 +110,7 @@ def make_train_step(
             opt_state=opt_state,
             ema=_average(state.ema, trainable, ema_decay),
         )
+        moved = moved if sharding is None else sharding.constrain(moved)
         return moved, {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
 
     return TrainStep(jax.jit(step, donate_argnums=0))
