@@ -2,6 +2,7 @@
 
 from jaxtransfer.train.checkpoint import Checkpoints as Checkpoints
 from jaxtransfer.train.checkpoint import Progress as Progress
+from jaxtransfer.train.evaluation import evaluate as evaluate
 from jaxtransfer.train.loop import Settings as Settings
 from jaxtransfer.train.loop import train as train
 from jaxtransfer.train.losses import cross_entropy as cross_entropy
