@@ -3,6 +3,8 @@
 from jaxtransfer.train.checkpoint import Checkpoints as Checkpoints
 from jaxtransfer.train.checkpoint import Progress as Progress
 from jaxtransfer.train.evaluation import evaluate as evaluate
+from jaxtransfer.train.events import Callback as Callback
+from jaxtransfer.train.events import Event as Event
 from jaxtransfer.train.loop import Settings as Settings
 from jaxtransfer.train.loop import train as train
 from jaxtransfer.train.losses import cross_entropy as cross_entropy
@@ -10,3 +12,5 @@ from jaxtransfer.train.state import TrainState as TrainState
 from jaxtransfer.train.state import init_state as init_state
 from jaxtransfer.train.step import TrainStep as TrainStep
 from jaxtransfer.train.step import make_train_step as make_train_step
+from jaxtransfer.train.stopping import Stall as Stall
+from jaxtransfer.train.stopping import early_stopping as early_stopping
