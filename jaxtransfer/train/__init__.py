@@ -14,3 +14,7 @@ from jaxtransfer.train.step import TrainStep as TrainStep
 from jaxtransfer.train.step import make_train_step as make_train_step
 from jaxtransfer.train.stopping import Stall as Stall
 from jaxtransfer.train.stopping import early_stopping as early_stopping
+from jaxtransfer.train.writers import csv_writer as csv_writer
+from jaxtransfer.train.writers import event_rows as event_rows
+from jaxtransfer.train.writers import jsonl_writer as jsonl_writer
+from jaxtransfer.train.writers import tensorboard_writer as tensorboard_writer
