@@ -8,6 +8,8 @@ from jaxtransfer.train.events import Event as Event
 from jaxtransfer.train.loop import Settings as Settings
 from jaxtransfer.train.loop import train as train
 from jaxtransfer.train.losses import cross_entropy as cross_entropy
+from jaxtransfer.train.progress import progress_bar as progress_bar
+from jaxtransfer.train.progress import step_bar as step_bar
 from jaxtransfer.train.state import TrainState as TrainState
 from jaxtransfer.train.state import init_state as init_state
 from jaxtransfer.train.step import TrainStep as TrainStep
