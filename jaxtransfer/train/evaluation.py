@@ -48,6 +48,7 @@ def evaluate(
     data: Data,
     *,
     loss: Loss | None = None,
+    targets: Target | Mapping[str, Target] | None = None,
     preprocess: Preprocess | None = None,
     batch_size: int = 256,
     sharding: Placement | None = None,
@@ -56,14 +57,14 @@ def evaluate(
 
     Each score is the mean over all examples, by `weight` where batches have one. The last batch is
     padded with examples of weight 0. Sums are made on the device and looked at once, in the end;
-    over batches they are added in double precision. What the scores are depends on the labels, see
-    `target_of`:
+    over batches they are added in double precision. What the scores are depends on `targets`:
 
     - classes: `accuracy`, of the highest output, against the highest entry of soft labels;
-    - several labels an example: `accuracy`, the share of labels whose output is on the right side
-      of 0, and `f1`, which is 2 TP / (2 TP + FP + FN) with true positives, false positives and
-      false negatives counted over all labels (micro-averaged; van Rijsbergen 1979, "Information
-      Retrieval", chapter 7, with equal weight for precision and recall), 0 without any;
+    - multi_label, several labels an example: `accuracy`, the share of labels whose output is on the
+      right side of 0, and `f1`, which is 2 TP / (2 TP + FP + FN) with true positives, false
+      positives and false negatives counted over all labels (micro-averaged; van Rijsbergen 1979,
+      "Information Retrieval", chapter 7, with equal weight for precision and recall), 0 without
+      any;
     - values: `mean_absolute_error` and `r_squared`, 1 - Σ(y - ŷ)² / Σ(y - mean)² averaged over
       the outputs; where an output's labels are all the same it is 1 for a perfect answer, else 0.
 
@@ -76,6 +77,7 @@ def evaluate(
         stats: running statistics.
         data: labelled examples, at least one.
         loss: from outputs and batch to a loss for each example; cross-entropy by default.
+        targets: what labels are, for several tasks a dict; by default as `target_of` finds.
         preprocess: what the network expects; by default what the model says, and for a forward pass
             nothing.
         batch_size: examples that are computed at a time, from 1.
@@ -101,19 +103,16 @@ def evaluate(
         preprocess = model.preprocess if isinstance(model, Model) else AS_THEY_COME
     data = data.ready(preprocess)
     labels: Any = data.labels
-    by_task = labels if isinstance(labels, Mapping) else {"": labels}
-    targets: dict[str, Target] = {
-        task: target_of(np.asarray(rows)) for task, rows in sorted(by_task.items())
-    }
+    kinds = _kinds(labels, targets)
     centres = jax.tree.map(rough_mean, labels)
     everywhere = None if sharding is None else NamedSharding(sharding.batch.mesh, PartitionSpec())
-    step = _step(apply, preprocess, loss or cross_entropy(), tuple(targets.items()), everywhere)
+    step = _step(apply, preprocess, loss or cross_entropy(), tuple(kinds.items()), everywhere)
     sums: list[Sums] = []
     for batch in padded_batches(data, batch_size, sharding):
         sums.append(step(params, stats, batch, centres))
         if len(sums) > IN_FLIGHT:
             jax.block_until_ready(sums[-1 - IN_FLIGHT])
-    return _scores(_added(jax.device_get(sums)), targets)
+    return _scores(_added(jax.device_get(sums)), kinds)
 
 
 def padded_batches(
@@ -171,9 +170,11 @@ def _step(
 ) -> Callable[..., Sums]:
     """A jitted function from parameters, statistics, a batch and centres to weighted sums."""
     forward = forward_pass(apply, preprocess)
+    # A loss with class weights is a mean over these, not over the examples.
+    counts = getattr(loss, "example_weights", lambda batch: jnp.ones_like(batch["weight"]))
 
     def step(params: PyTree, stats: PyTree, batch: Batch, centres: Any) -> Sums:
-        outputs = forward(params, stats, batch["image"])
+        outputs = jax.tree.map(_as_float32, forward(params, stats, batch["image"]))
         weight = batch["weight"]
         tasks = _tasks(outputs, batch["label"], centres)
         if tasks.keys() != dict(targets).keys():
@@ -184,6 +185,9 @@ def _step(
         return {
             "weight": jnp.sum(weight),
             "loss": _weighted_sum(loss(outputs, batch), weight),
+            "loss weight": jnp.sum(weight)
+            if counts is None
+            else _weighted_sum(counts(batch), weight),
             "tasks": {
                 task: {
                     name: _weighted_sum(rows, weight)
@@ -206,7 +210,7 @@ def _scores(sums: Sums, targets: Mapping[str, Target]) -> dict[str, float]:
     weight = float(sums["weight"])
     if not weight > 0:
         raise DataError(f"evaluate: expected weights with a sum above 0, found {weight:g}")
-    scores = {"loss": float(sums["loss"]) / weight}
+    scores = {"loss": float(sums["loss"] / sums["loss weight"])}
     for task, target in targets.items():
         means = {name: value / weight for name, value in sums["tasks"][task].items()}
         found = KINDS[target].scores(means)
@@ -217,6 +221,26 @@ def _scores(sums: Sums, targets: Mapping[str, Target]) -> dict[str, float]:
 def _added(parts: Sequence[Sums]) -> Sums:
     """The sums of all batches, in double precision."""
     return jax.tree.map(lambda *values: np.sum(np.asarray(values, np.float64), axis=0), *parts)
+
+
+def _kinds(labels: Any, targets: Target | Mapping[str, Target] | None) -> dict[str, Target]:
+    """By task, what its labels are; labels of one task are those of the task ""."""
+    by_task = labels if isinstance(labels, Mapping) else {"": labels}
+    known = targets if isinstance(targets, Mapping) else dict.fromkeys(by_task, targets)
+    kinds: dict[str, Any] = {
+        task: known.get(task) or target_of(np.asarray(by_task[task])) for task in sorted(by_task)
+    }
+    unknown = [kind for kind in kinds.values() if kind not in KINDS]
+    if known.keys() - kinds.keys() or unknown:
+        raise TrainingError(
+            f"evaluate: expected targets among {', '.join(KINDS)}, for the tasks {sorted(by_task)} "
+            f"of the labels, found {targets}"
+        )
+    return kinds
+
+
+def _as_float32(outputs: jax.Array) -> jax.Array:
+    return outputs.astype(jnp.float32)
 
 
 def _tasks(outputs: Any, labels: Any, centres: Any) -> dict[str, tuple[Any, Any, Any]]:

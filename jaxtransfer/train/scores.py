@@ -9,35 +9,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Target: TypeAlias = Literal["classes", "labels", "values"]
+Target: TypeAlias = Literal["classes", "multi_label", "values"]
 """One class an example, any number of labels an example, or numbers."""
 
 Means: TypeAlias = Mapping[str, np.ndarray]
 
 
 def target_of(labels: np.ndarray) -> Target:
-    """What labels stand for.
+    """What labels stand for, where nobody says.
 
     Args:
         labels: integers of shape (count,) are classes, floats of shape (count,) are values. Of
-            shape (count, outputs), rows of shares that sum to 1 are soft labels of classes,
-            integers, booleans and floats that are all 0 or 1 are several labels an example, and all
-            other floats are values.
+            shape (count, outputs), integers, booleans and floats that are all 0 or 1 are several
+            labels an example; other floats are soft labels of classes if each row has shares that
+            sum to 1, else values.
 
-    >>> target_of(np.array([2, 0, 1])), target_of(np.array([[0, 1], [1, 1]]))
-    ('classes', 'labels')
+    >>> target_of(np.array([2, 0, 1])), target_of(np.array([[0.0, 1.0], [1.0, 1.0]]))
+    ('classes', 'multi_label')
     >>> target_of(np.array([[0.9, 0.1], [0.5, 0.5]])), target_of(np.array([0.5, 17.0]))
     ('classes', 'values')
     """
     is_float = jnp.issubdtype(labels.dtype, jnp.floating)
     if labels.ndim == 1:
         return "values" if is_float else "classes"
-    if not is_float:
-        return "labels"
+    if not is_float or np.isin(labels, (0, 1)).all():
+        return "multi_label"
     values = labels.astype(np.float64)
-    if labels.shape[-1] > 1 and values.min() >= 0 and np.allclose(values.sum(-1), 1, atol=1e-3):
-        return "classes"
-    return "labels" if np.isin(values, (0, 1)).all() else "values"
+    return (
+        "classes" if values.min() >= 0 and np.allclose(values.sum(-1), 1, atol=1e-3) else "values"
+    )
 
 
 def rough_mean(labels: Any) -> np.ndarray:
@@ -51,7 +51,7 @@ def _class_rows(outputs: jax.Array, label: jax.Array, centre: jax.Array) -> dict
 
 
 def _label_rows(outputs: jax.Array, label: jax.Array, centre: jax.Array) -> dict[str, jax.Array]:
-    found, wanted = outputs > 0, label.astype(bool)
+    found, wanted = outputs > 0, label.astype(jnp.float32) > 0.5
     return {
         "right": jnp.mean((found == wanted).astype(jnp.float32), axis=-1),
         "true positives": jnp.sum(found & wanted, axis=-1),
@@ -106,6 +106,6 @@ class Kind(NamedTuple):
 
 KINDS: dict[Target, Kind] = {
     "classes": Kind(_class_rows, _class_scores),
-    "labels": Kind(_label_rows, _label_scores),
+    "multi_label": Kind(_label_rows, _label_scores),
     "values": Kind(_value_rows, _value_scores),
 }

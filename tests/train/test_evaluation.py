@@ -130,6 +130,36 @@ def test_several_labels_are_scored_as_scikit_learn_does(dtype: Any) -> None:
     }
 
 
+def test_what_labels_are_can_be_said() -> None:
+    hot = np.eye(3, dtype=np.float32)[np.arange(11) % 3]
+    assert scores(hot, loss=soft_cross_entropy).keys() == {"loss", "accuracy", "f1"}
+    found = scores(hot, loss=soft_cross_entropy, targets="classes")
+    assert found == pytest.approx(scores(np.arange(11) % 3))
+    likely = (0.5 + 0.4 * RNG.choice([-1, 1], (11, 3))).astype(np.float32)
+    found = scores(likely, loss=binary_cross_entropy, targets="multi_label")
+    expected = metrics.f1_score(likely > 0.5, OUTPUTS > 0, average="micro")
+    assert found["f1"] == pytest.approx(expected)
+    for wrong in ("labels", {"colour": "classes"}):
+        with pytest.raises(TrainingError, match="targets among classes, multi_label, values"):
+            scores(hot, targets=wrong)
+
+
+def test_a_loss_with_class_weights_is_a_mean_over_these() -> None:
+    by_class = np.float32([1, 2, 5])
+
+    def loss(outputs: jax.Array, batch: Any) -> jax.Array:
+        return jnp.asarray(by_class)[batch["label"]] * cross_entropy()(outputs, batch)
+
+    loss.example_weights = lambda batch: jnp.asarray(by_class)[batch["label"]]
+    labels, weights = np.arange(11) % 3, RNG.random(11).astype(np.float32)
+    expected = metrics.log_loss(
+        labels, jax.nn.softmax(OUTPUTS), sample_weight=weights * by_class[labels]
+    )
+    found = scores(labels, weights, loss=loss, batch_size=4)
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["accuracy"] == pytest.approx(scores(labels, weights)["accuracy"])
+
+
 def test_f1_without_a_true_positive_is_zero() -> None:
     assert scores((OUTPUTS <= 0).astype(np.int32), loss=binary_cross_entropy)["f1"] == 0
     assert scores((OUTPUTS > 0).astype(np.int32), loss=binary_cross_entropy)["f1"] == 1

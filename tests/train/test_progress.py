@@ -9,6 +9,7 @@ from typing import Any, cast
 import jax
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from jaxtransfer.errors import TrainingError
 from jaxtransfer.train import Event, progress_bar, step_bar
@@ -71,7 +72,7 @@ def widgets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def display(value: Any) -> None:
         if not isinstance(value, Output):
-            shown.append(value._repr_mimebundle_((), ())["text/plain"])
+            shown.append(Text.from_ansi(value._repr_mimebundle_((), ())["text/plain"]).plain)
 
     fakes = {
         "IPython": {},
