@@ -1,11 +1,10 @@
-"""What several subcommands share: data, progress bars, JSON."""
+"""What several subcommands share: data and JSON."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from jaxtransfer.formats import read_weights
 from jaxtransfer.transfer import EMBEDDED_SOURCE
 
 EMBEDDED_DATA = "digits"
-
-Advance = Callable[[str, int, int], None]
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -84,36 +81,6 @@ def read_data(name: str) -> ArrayData:
     if "classes" in arrays:
         return as_array_data(data, [str(value) for value in arrays["classes"]])
     return as_array_data(data, [str(number) for number in range(int(data.labels.max()) + 1)])
-
-
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Advance]:
-    """A progress bar on standard error, advanced by `(what, done, total)`; it goes in the end."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description:<32}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps, left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    hidden = not console.is_terminal  # a file or a pipe wants no bar
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("loading and compiling", total=None)
-
-        def advance(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
-
-        yield advance
 
 
 def print_json(value: Any) -> None:

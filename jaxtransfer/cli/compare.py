@@ -12,13 +12,13 @@ from jaxtransfer.cli.common import (
     add_source,
     positive,
     print_json,
-    progress_bar,
     read_data,
 )
 from jaxtransfer.evaluate.comparison import NAIVE, SCRATCH, TRANSFER_ARMS, Budget, Comparison
 from jaxtransfer.formats.output import make_folder
 from jaxtransfer.report import write_comparison
 from jaxtransfer.report.comparison import CAPTION, HEADER, starts_sentence, table_rows
+from jaxtransfer.train import step_bar
 from jaxtransfer.transfer import DIGITS, compare
 
 ARMS = (NAIVE, SCRATCH, *TRANSFER_ARMS)
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         learning_rates=tuple(options.learning_rates),
     )
-    with progress_bar() as advance:
+    with step_bar() as advance:
         comparison = compare(
             options.source,
             read_data(options.data),

@@ -11,7 +11,6 @@ from jaxtransfer.cli.common import (
     add_source,
     positive,
     print_json,
-    progress_bar,
     read_data,
 )
 from jaxtransfer.data import few_shot_split
@@ -20,6 +19,7 @@ from jaxtransfer.evaluate.metrics import accuracy
 from jaxtransfer.evaluate.predict import predict
 from jaxtransfer.formats.output import make_folder
 from jaxtransfer.partition import RECIPES
+from jaxtransfer.train import step_bar
 from jaxtransfer.transfer import finetune, fit_head, load
 
 CHECKPOINTS = "checkpoints"
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         model = reinitialise(model, options.seed)
     start = fit_head(model, split.train, options.seed)
     before = accuracy(predict(start, split.test.images), split.test.labels)
-    with progress_bar() as advance:
+    with step_bar() as advance:
         result = finetune(
             start,
             split.train,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from jaxtransfer.cli.common import add_json, positive, print_json, progress_bar
+from jaxtransfer.cli.common import add_json, positive, print_json
 from jaxtransfer.evaluate.pretrain import Recipe, pretrain
 from jaxtransfer.formats.output import make_folder
+from jaxtransfer.train import step_bar
 
 # For each field of `Recipe`, how it is read and what it is.
 OPTIONS = {
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     """Train, refuse or save, and print the held-out accuracy."""
     make_folder(options.out)
     recipe = Recipe(**{name: getattr(options, name) for name in OPTIONS})
-    with progress_bar() as advance:
+    with step_bar() as advance:
         source = pretrain(
             recipe,
             lambda number, loss: advance(f"pretraining, loss {loss:.2f}", number, recipe.steps),

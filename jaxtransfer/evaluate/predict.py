@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxtransfer.data import check_images, preprocess_images
-from jaxtransfer.models import Model, Preprocess
+from jaxtransfer.data import check_images
+from jaxtransfer.models import Model
+from jaxtransfer.train.evaluation import forward_pass
 from jaxtransfer.types import PyTree
 
 
@@ -42,7 +41,7 @@ def predict_with(
 ) -> Any:
     """`predict` with other leaves than the model's own, such as those of a run in progress."""
     images = check_images(images, model.preprocess)
-    forward = _forward(model.apply, model.preprocess)
+    forward = forward_pass(model.apply, model.preprocess)
     size = min(batch_size, max(len(images), 1))
     padding = -len(images) % size
     padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
@@ -56,14 +55,3 @@ def predict_with(
         )
         return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), example)
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *outputs)
-
-
-@functools.lru_cache(maxsize=32)
-def _forward(
-    apply: Callable[..., tuple[jax.Array, PyTree]], preprocess: Preprocess
-) -> Callable[..., jax.Array]:
-    @jax.jit
-    def forward(params: PyTree, stats: PyTree, images: jax.Array) -> jax.Array:
-        return apply(params, stats, preprocess_images(images, preprocess), train=False)[0]
-
-    return forward

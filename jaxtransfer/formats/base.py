@@ -251,8 +251,8 @@ def file_beside(path: PathLike, name: str) -> Path:
     return folder / name
 
 
-def require(library: str, format: str) -> Any:
-    """A library of the extra `formats`, imported when a file needs it.
+def require(library: str, format: str, extra: str = "formats") -> Any:
+    """A library of an extra, imported when a file needs it.
 
     Raises:
         MissingLibraryError: it is not installed.
@@ -262,7 +262,7 @@ def require(library: str, format: str) -> Any:
     except ImportError as error:
         raise MissingLibraryError(
             f"{format}: expected the package {library.partition('.')[0]!r} to be installed, found: "
-            f"{error}; run: python3 -m pip install 'jaxtransfer[formats]'"
+            f"{error}; run: python3 -m pip install 'jaxtransfer[{extra}]'"
         ) from error
 
 

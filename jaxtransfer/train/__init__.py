@@ -2,11 +2,22 @@
 
 from jaxtransfer.train.checkpoint import Checkpoints as Checkpoints
 from jaxtransfer.train.checkpoint import Progress as Progress
+from jaxtransfer.train.evaluation import evaluate as evaluate
+from jaxtransfer.train.events import Callback as Callback
+from jaxtransfer.train.events import Event as Event
 from jaxtransfer.train.loop import Settings as Settings
 from jaxtransfer.train.loop import train as train
 from jaxtransfer.train.losses import cross_entropy as cross_entropy
+from jaxtransfer.train.progress import progress_bar as progress_bar
+from jaxtransfer.train.progress import step_bar as step_bar
 from jaxtransfer.train.sharding import Sharding as Sharding
 from jaxtransfer.train.state import TrainState as TrainState
 from jaxtransfer.train.state import init_state as init_state
 from jaxtransfer.train.step import TrainStep as TrainStep
 from jaxtransfer.train.step import make_train_step as make_train_step
+from jaxtransfer.train.stopping import Stall as Stall
+from jaxtransfer.train.stopping import early_stopping as early_stopping
+from jaxtransfer.train.writers import csv_writer as csv_writer
+from jaxtransfer.train.writers import event_rows as event_rows
+from jaxtransfer.train.writers import jsonl_writer as jsonl_writer
+from jaxtransfer.train.writers import tensorboard_writer as tensorboard_writer

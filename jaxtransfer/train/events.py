@@ -24,6 +24,8 @@ class Event:
         examples_per_second: since the last event, evaluations left out.
         waiting: share of that time in which the step waited for data, from 0 to 1.
         state: the state after this step; the next step donates its arrays, so copy what you keep.
+        evaluations: all evaluations of the run so far, those of before a resume too, this one last:
+            `step`, `plan` and the scores of each.
     """
 
     step: int
@@ -34,6 +36,7 @@ class Event:
     examples_per_second: float
     waiting: float
     state: TrainState
+    evaluations: tuple[dict[str, Any], ...] = ()
 
 
 Callback: TypeAlias = Callable[[Event], object]
