@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxtransfer import hub
-from jaxtransfer.data import ArrayData, as_array_data, load_digits
+from jaxtransfer.data import ArrayData, Data, as_data, load_digits
 from jaxtransfer.errors import MappingError, ModelError, TrainingError
 from jaxtransfer.evaluate.comparison import (
     NAIVE,
@@ -50,8 +52,15 @@ from jaxtransfer.surgery import (
     replace_head,
 )
 from jaxtransfer.train import Checkpoints, Settings, cross_entropy, train
-from jaxtransfer.train.loop import OnStep, run_identity
+from jaxtransfer.train.events import Callback
+from jaxtransfer.train.loop import OnStep
 from jaxtransfer.train.losses import Loss
+from jaxtransfer.train.precision import FLOAT32, Precision
+from jaxtransfer.train.progress import progress_bar
+from jaxtransfer.train.regularisers import Regulariser
+from jaxtransfer.train.settings import Augment, run_identity
+from jaxtransfer.train.sharding import Sharding
+from jaxtransfer.train.skipping import MAX_SKIPPED
 from jaxtransfer.tree import place
 from jaxtransfer.types import PyTree
 
@@ -65,7 +74,8 @@ class Result:
 
     Attributes:
         model: the trained model; its receipt tells where it came from and what was done.
-        history: for each step `step`, `plan`, `loss` and `gradient_norm`.
+        history: for each step `step`, `plan`, `loss`, `gradient_norm` and `skipped`; after an
+            evaluation also its scores, their names behind `validation/`.
         plans: what was carried out, in order.
     """
 
@@ -285,6 +295,7 @@ def finetune(
     data: Any,
     plan: str | Plan | Sequence[Plan] = "full",
     *,
+    validation: Any = None,
     epochs: float = 10,
     steps: int | None = None,
     batch_size: int = 32,
@@ -293,15 +304,33 @@ def finetune(
     label_smoothing: float = 0.0,
     loss: Loss | None = None,
     optimizer: str = "adamw",
+    schedule: str | Callable[[int], Any] = "warmup_cosine",
     clip_norm: float | None = None,
+    carry_moments: bool = True,
+    augment: Augment | None = None,
+    regularisers: Sequence[Regulariser] = (),
+    accumulate: int = 1,
+    precision: Precision = FLOAT32,
+    remat: Sequence[str] = (),
+    ema_decay: float | None = None,
+    metric: str = "loss",
+    max_skipped: int = MAX_SKIPPED,
+    parallel: str = "jit",
+    sharding: Sharding | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
+    evaluate_every: int | None = None,
+    callbacks: Sequence[Callback] = (),
     on_step: OnStep | None = None,
+    progress: bool = True,
+    workers: int | None = None,
     checkpoint_folder: str | Path | None = None,
     save_every: int = 100,
+    keep: int = 2,
+    keep_best: int = 0,
     resume: bool = False,
 ) -> Result:
-    """Train a model on labelled images by a plan.
+    """Train a model on labelled examples by a plan.
 
     The head is replaced where it does not fit: where the names of the classes are known and differ
     from the model's labels, or where integer labels ask for more classes than the head has, or for
@@ -310,35 +339,60 @@ def finetune(
 
     Args:
         model: where training starts; it stays as it is.
-        data: `(images, labels)`, or an `ArrayData`. Images come as they are, the model's
-            preprocessing is applied; labels are integers from 0, or names.
+        data: `(images, labels)`, or a `Data` such as an `ArrayData` or what `image_folder` gives.
+            Images come as they are, the model's preprocessing is applied; labels are integers from
+            0, or names.
         plan: "probe" (only the head trains), "full", another recipe's name, a `Plan`, or several in
             order.
+        validation: examples like `data` that are evaluated as the run goes on.
         epochs: passes over the data, all plans together.
         steps: number of steps instead of epochs.
-        batch_size: examples a step; batches are always full, and straddle epochs.
-        learning_rate: the highest one; each plan warms up to it and decays to 0.
+        batch_size: examples a step, over all devices; batches are always full, and straddle epochs.
+        learning_rate: the highest one; each plan warms up to it and decays.
         weight_decay: decoupled weight decay of kernels.
         label_smoothing: share of the target spread over all classes.
         loss: from outputs and batch to a loss for each example, instead of cross-entropy.
-        optimizer: "adamw", "sgd", "lion" or "rmsprop".
+        optimizer: a name in `jaxtransfer.partition.OPTIMIZERS`.
+        schedule: a name in `jaxtransfer.partition.SCHEDULES`, or a function from the number of a
+            plan's steps to a factor on the learning rate at each of them.
         clip_norm: upper bound of the norm of all trainable gradients.
+        carry_moments: whether a plan takes over the optimizer's moments of the plan before it.
+        augment: `augment(key, batch) -> batch`, on the device; see `jaxtransfer.augment`.
+        regularisers: terms that are added to the loss, such as `l2_sp(model)`.
+        accumulate: parts that a batch is cut into, one after the other, to save memory.
+        precision: the dtypes of parameters and of what is computed, such as `BFLOAT16`.
+        remat: stages whose activations are computed again for the gradient, to save memory.
+        ema_decay: share of the old average in a moving average of the trainable parameters, which
+            is then what is evaluated and returned.
+        metric: the score on the validation examples that a plan's patience and `keep_best` look at.
+        max_skipped: a step whose loss or gradient is not finite changes nothing; so many of them
+            in a row end the run with an error.
+        parallel: "jit", or "pmap".
+        sharding: the devices, and who holds what; by default the default device, or where there are
+            several processes, all devices.
         classes: names of the classes, where labels are integers.
-        seed: of a new head, the order of the examples and dropout.
+        seed: of a new head, the order of the examples, augmentation and dropout.
+        evaluate_every: steps between evaluations; by default an epoch.
+        callbacks: functions that watch the run, and end it by returning `True`.
         on_step: called with the number of steps done and the state after each step.
+        progress: whether a bar is shown, where there is a terminal or a notebook.
+        workers: threads that read examples which are not in memory; measured where `None`.
         checkpoint_folder: where checkpoints are kept; `None` keeps none.
         save_every: steps between checkpoints.
+        keep: how many of the newest checkpoints are kept.
+        keep_best: how many checkpoints with the best `metric` are kept too.
         resume: go on from the newest checkpoint in the folder, if there is one.
 
     Raises:
-        DataError, PlanError, ModelError: what is given does not fit together.
-        NonFiniteLossError: the loss became NaN or infinite.
-        CheckpointError: the folder holds another run, or a damaged checkpoint.
+        DataError, PlanError, ModelError, TrainingError: what is given does not fit together.
+        NonFiniteLossError: the loss or the gradient was not finite in too many steps in a row.
+        CheckpointError: the folder holds another run, or a damaged checkpoint, or is in use.
 
     Example:
         `result = jt.finetune(model, (images, labels), plan="lp_ft", epochs=20)`
     """
-    examples = as_array_data(data, classes)
+    examples = as_data(data, classes)
+    held_out = None if validation is None else as_data(validation, classes or examples.classes)
     start = fit_head(model, examples, seed)
     plans = resolve_plans(plan, start)
     if steps is None:
@@ -351,36 +405,59 @@ def finetune(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         optimizer=optimizer,
+        schedule=schedule,
         clip_norm=clip_norm,
+        carry_moments=carry_moments,
         loss=loss if loss is not None else cross_entropy(label_smoothing),
+        augment=augment,
+        regularisers=tuple(regularisers),
+        accumulate=accumulate,
+        precision=precision,
+        remat=tuple(remat),
+        ema_decay=ema_decay,
+        metric=metric,
+        max_skipped=max_skipped,
+        parallel=parallel,
         seed=seed,
     )
-    if checkpoint_folder is None:
-        tuned, history = train(start, examples, plans, settings, on_step=on_step)
-    else:
-        identity = run_identity(start, examples, plans, settings)
-        with Checkpoints(checkpoint_folder, identity, resume=resume) as checkpoints:
-            tuned, history = train(
-                start,
-                examples,
-                plans,
-                settings,
-                on_step=on_step,
-                checkpoints=checkpoints,
-                save_every=save_every,
+    with contextlib.ExitStack() as stack:
+        checkpoints = None
+        if checkpoint_folder is not None:
+            identity = run_identity(start, examples, plans, settings)
+            checkpoints = stack.enter_context(
+                Checkpoints(
+                    checkpoint_folder,
+                    identity,
+                    source=start,
+                    resume=resume,
+                    keep=keep,
+                    keep_best=keep_best,
+                    metric=metric,
+                )
             )
+        if progress:
+            callbacks = (*callbacks, stack.enter_context(progress_bar(settings.steps)))
+        tuned, history = train(
+            start,
+            examples,
+            plans,
+            settings,
+            validation=held_out,
+            evaluate_every=evaluate_every,
+            callbacks=callbacks,
+            on_step=on_step,
+            checkpoints=checkpoints,
+            save_every=save_every,
+            sharding=sharding,
+            workers=workers,
+        )
     return Result(_noted(tuned, plans, settings, len(examples)), history, plans)
 
 
-def fit_head(model: Model, data: ArrayData, seed: int = 0) -> Model:
+def fit_head(model: Model, data: Data, seed: int = 0) -> Model:
     """The model itself where its head fits the labels, else with a new head; see `finetune`."""
     if model.spec.task_heads:
-        tasks = ", ".join(head.task for head in model.spec.task_heads)
-        raise ModelError(
-            f"{model.spec.name}: expected a network with one head for one label an image, found "
-            f"heads for the tasks {tasks}; train them by make_train_step, whose loss gets a dict "
-            "of their logits, or replace them by one head"
-        )
+        return model  # a loss for several tasks knows which head answers to which labels
     model = drop_background(model) if has_head(model) else model
     if data.classes is not None:
         if model.labels == data.classes:
@@ -388,13 +465,25 @@ def fit_head(model: Model, data: ArrayData, seed: int = 0) -> Model:
         if model.labels is None and model.num_classes == len(data.classes):
             return model.with_labels(data.classes)
         return replace_head(model, classes=data.classes, key=seed)
-    needed = int(data.labels.max()) + 1
+    needed, is_exact = _outputs_for(data)
     found = model.num_classes
     if not has_head(model):
         return replace_head(model, needed, key=seed)
-    if found is None or found == needed or (found > needed and model.labels is None):
+    if found is None or found == needed:
+        return model
+    if found > needed and model.labels is None and not is_exact:
         return model
     return replace_head(model, needed, key=seed)
+
+
+def _outputs_for(data: Data) -> tuple[int, bool]:
+    """How many outputs the labels ask for, and whether more of them would not do."""
+    labels = np.asarray(data.labels)
+    if labels.ndim > 1:
+        return labels.shape[1], True
+    if np.issubdtype(labels.dtype, np.floating):
+        return 1, True
+    return int(labels.max()) + 1, False
 
 
 def _noted(model: Model, plans: tuple[Plan, ...], settings: Settings, count: int) -> Model:

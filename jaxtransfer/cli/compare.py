@@ -6,14 +6,12 @@ import argparse
 import time
 
 from jaxtransfer.cli.common import (
-    EMBEDDED_DATA,
-    add_data,
     add_json,
     add_source,
     positive,
     print_json,
-    read_data,
 )
+from jaxtransfer.cli.datasets import EMBEDDED_DATA, PER_CLASS, add_data, read_arrays
 from jaxtransfer.evaluate.comparison import NAIVE, SCRATCH, TRANSFER_ARMS, Budget, Comparison
 from jaxtransfer.formats.output import make_folder
 from jaxtransfer.report import write_comparison
@@ -53,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     make_folder(options.out)  # better now than after the work
     begun = time.perf_counter()
     budget = Budget(
-        per_class=options.per_class,
+        per_class=PER_CLASS if options.per_class is None else options.per_class,
         steps=options.steps,
         batch_size=options.batch_size,
         learning_rates=tuple(options.learning_rates),
@@ -61,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     with step_bar() as advance:
         comparison = compare(
             options.source,
-            read_data(options.data),
+            read_arrays(options.data),
             target=DIGITS if options.data == EMBEDDED_DATA else options.data,
             arms=options.arms,
             budget=budget,

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from jaxtransfer.cli.common import (
-    add_data,
-    add_json,
-    add_source,
-    positive,
-    print_json,
-    read_data,
-)
-from jaxtransfer.data import few_shot_split
+import jax
+
+from jaxtransfer.cli.common import add_json, add_source, positive, print_json
+from jaxtransfer.cli.datasets import add_data, read_parts
+from jaxtransfer.data.augment import standard_augment, strong_augment
+from jaxtransfer.errors import TrainingError
 from jaxtransfer.evaluate.comparison import SCRATCH, reinitialise
 from jaxtransfer.evaluate.metrics import accuracy
 from jaxtransfer.evaluate.predict import predict
 from jaxtransfer.formats.output import make_folder
-from jaxtransfer.partition import RECIPES
-from jaxtransfer.train import step_bar
+from jaxtransfer.models import Model
+from jaxtransfer.partition import OPTIMIZERS, RECIPES, SCHEDULES
+from jaxtransfer.train import csv_writer, early_stopping, jsonl_writer, tensorboard_writer
+from jaxtransfer.train.distributed import gather, initialize, is_primary
+from jaxtransfer.train.events import Callback
+from jaxtransfer.train.precision import BFLOAT16, FLOAT16, FLOAT32
+from jaxtransfer.train.sharding import Sharding
 from jaxtransfer.transfer import finetune, fit_head, load
 
 CHECKPOINTS = "checkpoints"
+PRECISIONS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+AUGMENTATIONS = {"none": None, "standard": standard_augment, "strong": strong_augment}
+WRITERS = {
+    "csv": lambda out: csv_writer(out / "history.csv"),
+    "jsonl": lambda out: jsonl_writer(out / "history.jsonl"),
+    "tensorboard": lambda out: tensorboard_writer(out / "tensorboard"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +52,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--learning-rate", type=positive(float), default=3e-3, help="the highest one"
     )
     parser.add_argument("--weight-decay", type=float, default=1e-4, help="of kernels")
+    parser.add_argument(
+        "--optimizer", choices=tuple(OPTIMIZERS), default="adamw", help="of all that trains"
+    )
+    parser.add_argument(
+        "--schedule", choices=tuple(SCHEDULES), default="warmup_cosine", help="of the learning rate"
+    )
+    parser.add_argument(
+        "--augment", choices=tuple(AUGMENTATIONS), default="none", help="of training images"
+    )
+    parser.add_argument(
+        "--precision", choices=tuple(PRECISIONS), default="float32", help="of what is computed"
+    )
+    parser.add_argument(
+        "--accumulate", type=positive(int), default=1, help="parts that a batch is cut into"
+    )
+    parser.add_argument("--ema-decay", type=float, help="of a moving average that is then the model")
+    parser.add_argument("--patience", type=positive(int), help="evaluations without gain to stop at")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random")
+    parser.add_argument(
+        "--log", nargs="+", choices=tuple(WRITERS), default=[], help="files to write steps to"
+    )
     parser.add_argument(
         "--save-every", type=positive(int), default=50, help="steps between checkpoints"
     )
@@ -51,36 +82,86 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="runs/finetune", help="folder for the model and its checkpoints"
     )
+    _add_devices(parser)
     add_json(parser)
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("devices")
+    group.add_argument(
+        "--fsdp", type=positive(int), default=1, help="devices that share the parameters"
+    )
+    group.add_argument(
+        "--tensor", type=positive(int), default=1, help="devices that share each kernel"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where processes find each other")
+    group.add_argument("--processes", type=positive(int), help="how many processes there are")
+    group.add_argument("--process-id", type=int, help="which of them this one is, from 0")
 
 
 def run(options: argparse.Namespace) -> None:
     """Fine-tune, save the model, print its test accuracy."""
+    initialize(options.coordinator, options.processes, options.process_id)
     out = make_folder(options.out)
-    split = few_shot_split(read_data(options.data), options.per_class, options.seed)
+    train, validation, test = read_parts(options.data, options.per_class, options.seed)
     model = load(options.source)
     if options.arm == SCRATCH:
         model = reinitialise(model, options.seed)
-    start = fit_head(model, split.train, options.seed)
-    before = accuracy(predict(start, split.test.images), split.test.labels)
-    with step_bar() as advance:
-        result = finetune(
-            start,
-            split.train,
-            plan="full" if options.arm == SCRATCH else options.arm,
-            steps=options.steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            seed=options.seed,
-            on_step=lambda number, state: advance(options.arm, number, options.steps),
-            checkpoint_folder=out / CHECKPOINTS,
-            save_every=options.save_every,
-            resume=options.resume,
+    start = fit_head(model, train, options.seed)
+    before = accuracy(predict(start, test), test.labels)
+    result = finetune(
+        start,
+        train,
+        plan="full" if options.arm == SCRATCH else options.arm,
+        validation=validation,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        optimizer=options.optimizer,
+        schedule=options.schedule,
+        augment=_augmentation(options.augment, start),
+        precision=PRECISIONS[options.precision],
+        accumulate=options.accumulate,
+        ema_decay=options.ema_decay,
+        seed=options.seed,
+        sharding=_sharding(options),
+        callbacks=_callbacks(options, out),
+        checkpoint_folder=out / CHECKPOINTS,
+        save_every=options.save_every,
+        resume=options.resume,
+    )
+    trained = replace(
+        result.model, params=gather(result.model.params), stats=gather(result.model.stats)
+    )
+    after = accuracy(predict(trained, test), test.labels)
+    if is_primary():
+        trained.save(out)
+        _print(options, out, before, after, trained.receipt.notes)
+
+
+def _augmentation(name: str, model: Model) -> Any:
+    if AUGMENTATIONS[name] is None:
+        return None
+    if model.preprocess.size is None:
+        raise TrainingError(
+            f"--augment {name}: expected a model whose preprocessing has a size, found none"
         )
-    result.model.save(out)
-    after = accuracy(predict(result.model, split.test.images), split.test.labels)
-    _print(options, out, before, after, result.model.receipt.notes)
+    return AUGMENTATIONS[name](model.preprocess.size)
+
+
+def _sharding(options: argparse.Namespace) -> Sharding | None:
+    """All devices where there are several, else none that would have to be told of."""
+    if jax.device_count() == 1:
+        return None
+    return Sharding(fsdp=options.fsdp, tensor=options.tensor)
+
+
+def _callbacks(options: argparse.Namespace, out: Path) -> list[Callback]:
+    callbacks: list[Callback] = [WRITERS[name](out) for name in options.log]
+    if options.patience is not None:
+        callbacks.append(early_stopping(patience=options.patience))
+    return callbacks
 
 
 def _print(

@@ -1,0 +1,102 @@
+"""Ants and bees from ImageNet weights: what each way to fine-tune reaches, over several seeds.
+
+    python3 -m benchmarks.ants_and_bees IMAGES SQUEEZENET_FILE MOBILENET_FILE
+
+IMAGES has the folders `train/ants`, `train/bees`, `val/ants` and `val/bees`. For each network and
+plan the learning rate is chosen by the accuracy on a fifth of the training images, which is not
+trained on then; the runs that count train on all of them and are measured on `val` once, after
+their last step. Writes a JSON file and prints the table as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxtransfer as jt
+from jaxtransfer.evaluate.comparison import environment
+from jaxtransfer.evaluate.metrics import accuracy, mean_interval
+
+NETWORKS = {"SqueezeNet 1.1": "squeezenet1_1", "MobileNet v1 0.25": "mobilenet_v1_025"}
+PLANS = ("probe", "lp_ft", "full")
+RATES = (3e-4, 1e-3, 3e-3)
+SEARCH_SEED = 100
+
+
+def main() -> None:
+    """Search, train and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("weights", type=Path, nargs=len(NETWORKS), metavar="WEIGHTS")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=float, default=10)
+    parser.add_argument("--out", type=Path, default=Path("ants_and_bees.json"))
+    options = parser.parse_args()
+    train = jt.image_folder(options.images, split="train")
+    test = jt.image_folder(options.images, split="val")
+    rows = []
+    for (title, name), file in zip(NETWORKS.items(), options.weights, strict=True):
+        source = jt.load(name, file, num_classes=2)
+        for plan in PLANS:
+            rows.append(
+                {"network": title, **_arm(source, plan, train, test, options.seeds, options.epochs)}
+            )
+            print(_row(rows[-1]), flush=True)
+            found = {"environment": environment(), "epochs": options.epochs, "rows": rows}
+            options.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _arm(
+    source: jt.Model, plan: str, train: Any, test: Any, seeds: int, epochs: float
+) -> dict[str, Any]:
+    begun = time.perf_counter()
+    kept, held_out = jt.stratified_split(train.labels, (0.8, 0.2), seed=SEARCH_SEED)
+    search = {
+        rate: _run(source, plan, train.take(kept), train.take(held_out), rate, SEARCH_SEED, epochs)
+        for rate in RATES
+    }
+    best = max(search, key=lambda rate: search[rate])
+    scores = [_run(source, plan, train, test, best, seed, epochs) for seed in range(seeds)]
+    return {
+        "plan": plan,
+        "learning_rate": best,
+        "search": search,
+        "accuracies": scores,
+        "interval": mean_interval(scores),
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def _run(
+    source: jt.Model, plan: str, train: Any, test: Any, rate: float, seed: int, epochs: float
+) -> float:
+    start = jt.replace_head(source, classes=train.classes, key=seed)
+    result = jt.finetune(
+        start,
+        train,
+        plan=plan,
+        epochs=epochs,
+        batch_size=32,
+        learning_rate=rate,
+        augment=jt.augment.standard_augment(224),
+        seed=seed,
+    )
+    return accuracy(jt.predict(result.model, test), np.asarray(test.labels))
+
+
+def _row(row: dict[str, Any]) -> str:
+    mean, low, high = (f"{100 * value:.1f}" for value in row["interval"])
+    each = ", ".join(f"{100 * value:.1f}" for value in row["accuracies"])
+    return (
+        f"| {row['network']} | {row['plan']} | {row['learning_rate']:g} | {mean} | {low} to {high} "
+        f"| {each} | {row['seconds']:.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

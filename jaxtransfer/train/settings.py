@@ -1,0 +1,156 @@
+"""How a run is carried out, as numbers and names, and what tells two runs apart."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtransfer.data import Data
+from jaxtransfer.errors import TrainingError
+from jaxtransfer.models import Model
+from jaxtransfer.partition import SCHEDULES, Plan
+from jaxtransfer.train.losses import Batch, Loss, cross_entropy
+from jaxtransfer.train.precision import FLOAT32, Precision
+from jaxtransfer.train.regularisers import Regulariser
+from jaxtransfer.train.skipping import MAX_SKIPPED
+from jaxtransfer.tree import fingerprint
+
+Augment = Callable[[jax.Array, Batch], Batch]
+"""From a random key and a batch, whose images are float32 in [0, 1], to another batch."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is carried out.
+
+    Attributes:
+        steps: number of steps of all plans together.
+        batch_size: examples a step, over all devices.
+        learning_rate: the highest one; each plan warms up to it and decays anew.
+        weight_decay: decoupled weight decay of kernels.
+        optimizer: a name in `jaxtransfer.partition.optimizer.OPTIMIZERS`.
+        schedule: a name in `jaxtransfer.partition.SCHEDULES`, or a function from the number of a
+            plan's steps to a factor on the learning rate at each of them.
+        clip_norm: upper bound of the norm of all trainable gradients, or `None`.
+        carry_moments: whether a plan takes over the optimizer's moments of the plan before it.
+        loss: from outputs and batch to a loss for each example.
+        augment: what happens to a batch on the device before its images are preprocessed.
+        regularisers: terms that are added to the loss.
+        accumulate: parts that a batch is cut into, one after the other, to save memory.
+        precision: the dtypes of parameters and of what is computed.
+        remat: stages whose activations are computed again for the gradient, to save memory.
+        ema_decay: share of the old average in a moving average of the trainable parameters, which
+            is then what is evaluated and returned; `None` for none.
+        metric: the score on the validation examples that a plan's patience looks at.
+        max_skipped: a step whose loss or gradient is not finite changes nothing; so many of them
+            in a row end the run with an error.
+        parallel: "jit", or "pmap".
+        seed: of the order of the examples, augmentation and dropout, from 0.
+
+    Raises:
+        TrainingError: a number is out of range; the message lists all that are.
+    """
+
+    steps: int
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    optimizer: str = "adamw"
+    schedule: str | Callable[[int], Any] = "warmup_cosine"
+    clip_norm: float | None = None
+    carry_moments: bool = True
+    loss: Loss = cross_entropy()
+    augment: Augment | None = None
+    regularisers: tuple[Regulariser, ...] = ()
+    accumulate: int = 1
+    precision: Precision = FLOAT32
+    remat: tuple[str, ...] = ()
+    ema_decay: float | None = None
+    metric: str = "loss"
+    max_skipped: int = MAX_SKIPPED
+    parallel: str = "jit"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("regularisers", "remat"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        clip_fits = self.clip_norm is None or self.clip_norm > 0
+        ema_fits = self.ema_decay is None or 0 <= self.ema_decay < 1
+        problems = [
+            f"{name} {text}, found {value}"
+            for name, value, fits, text in (
+                ("steps", self.steps, self.steps >= 1, "of at least 1"),
+                ("batch_size", self.batch_size, self.batch_size >= 1, "of at least 1"),
+                ("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0"),
+                ("weight_decay", self.weight_decay, self.weight_decay >= 0, "of at least 0"),
+                ("clip_norm", self.clip_norm, clip_fits, "above 0 or None"),
+                ("accumulate", self.accumulate, self.accumulate >= 1, "of at least 1"),
+                ("ema_decay", self.ema_decay, ema_fits, "from 0, below 1, or None"),
+                ("max_skipped", self.max_skipped, self.max_skipped >= 1, "of at least 1"),
+                ("seed", self.seed, self.seed >= 0, "of at least 0"),
+            )
+            if not (fits and (value is None or math.isfinite(value)))
+        ]
+        if isinstance(self.schedule, str) and self.schedule not in SCHEDULES:
+            problems.append(f"schedule among {', '.join(SCHEDULES)}, found {self.schedule!r}")
+        if self.parallel not in ("jit", "pmap"):
+            problems.append(f"parallel of 'jit' or 'pmap', found {self.parallel!r}")
+        if problems:
+            raise TrainingError(f"settings: expected {'; '.join(problems)}")
+
+
+def share_steps(plans: Sequence[Plan], steps: int) -> tuple[int, ...]:
+    """How many of the steps each plan gets: by its share, at least one, in all `steps`.
+
+    Raises:
+        TrainingError: there are fewer steps than plans.
+    """
+    if steps < len(plans):
+        raise TrainingError(
+            f"expected at least a step for each of {len(plans)} plans, found {steps}"
+        )
+    whole = sum(plan.share for plan in plans)
+    ends = np.cumsum([plan.share for plan in plans]) / whole * steps
+    # Each plan ends at least one step after the one before it, and leaves one for each to come.
+    bounds = [0]
+    for position, end in enumerate(ends, start=1):
+        bounds.append(min(max(round(float(end)), bounds[-1] + 1), steps - (len(plans) - position)))
+    return tuple(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+
+
+def run_identity(
+    model: Model, data: Data, plans: Sequence[Plan], settings: Settings
+) -> dict[str, Any]:
+    """What makes two runs the same, as JSON can hold it: start, data, plans and settings.
+
+    How many devices carry it out is no part of it. A function is known by its name, a value of a
+    class of its own by how it is printed, and arrays in it by their hash.
+    """
+    spec = model.spec
+    return {
+        **{field.name: _described(getattr(settings, field.name)) for field in fields(settings)},
+        "plans": [json.loads(plan.to_json()) for plan in plans],
+        "network": str((spec.name, spec.options, spec.head_layers)),
+        "preprocess": model.preprocess.to_dict(),
+        "model": fingerprint({"params": model.params, "stats": model.stats}),
+        "data": data.fingerprint(),
+    }
+
+
+def _described(value: Any) -> Any:
+    """A setting as JSON can hold it, the same in every process."""
+    if value is None or isinstance(value, (bool, int, float, str, np.number)):
+        return value
+    if isinstance(value, tuple):
+        return [_described(part) for part in value]
+    if jax.tree_util.all_leaves([value]):
+        # A function is printed with its address, which is another in every process.
+        return getattr(value, "__qualname__", None) or repr(value)
+    static = str(jax.tree.structure(value))
+    return f"{type(value).__qualname__} {static} {fingerprint(value)}"
