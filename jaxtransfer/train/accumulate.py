@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import TrainingError
+from jaxtransfer.train.convolutions import canonical_convolutions
 from jaxtransfer.types import PyTree
 
 Carry = TypeVar("Carry", bound=PyTree)
@@ -70,6 +71,8 @@ def accumulate(
     """
     if count == 1:
         return function(carry, batch, jnp.int32(0))
+    if jax.default_backend() == "cpu":
+        function = canonical_convolutions(function)
     parts = micro_batches(batch, count)
     first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), parts)
     _, summands = jax.eval_shape(function, carry, first, jnp.int32(0))
