@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxtransfer.errors import TrainingError
+from jaxtransfer.models.calling import keywords_of
 from jaxtransfer.models.synchronised import batch_axis
 from jaxtransfer.partition import Plan
 from jaxtransfer.train.accumulate import check_divisible
@@ -145,10 +147,16 @@ def make_train_step(
     regularisers = _on_devices(tuple(regularisers), sharding)
     if parallel == "jit":
         return TrainStep(jax.jit(step, donate_argnums=0), regularisers)
+    devices = jax.local_devices()
     mapped = jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None, donate_argnums=0
+        step,
+        axis_name=AXIS,
+        in_axes=(None, None, 0, None),
+        out_axes=None,
+        donate_argnums=0,
+        devices=devices,
     )
-    return TrainStep(mapped, regularisers, jax.local_device_count())
+    return TrainStep(mapped, regularisers, len(devices))
 
 
 @dataclass(frozen=True)
@@ -177,9 +185,7 @@ def _check(accumulate: int, ema_decay: float | None, sharding: Any, parallel: st
         raise TrainingError("; ".join(problems))
 
 
-def _on_devices(
-    regularisers: tuple[Regulariser, ...], sharding: Any
-) -> tuple[Regulariser, ...]:
+def _on_devices(regularisers: tuple[Regulariser, ...], sharding: Any) -> tuple[Regulariser, ...]:
     """Their arrays on the devices once, and not anew in every step."""
     if sharding is None:
         return jax.device_put(regularisers)
@@ -219,10 +225,13 @@ def _step(
             found.gradients,
             state.opt_state,
             state.trainable,
-            value=found.value,
-            grad_fn=lambda trainable, _: gradients_at(trainable).gradients,
+            **_taken(
+                recipe.tx.update,
+                value=found.value,
+                grad_fn=lambda trainable, _: gradients_at(trainable).gradients,
+            ),
         )
-    trainable = optax.apply_updates(state.trainable, updates)
+        trainable = optax.apply_updates(state.trainable, updates)
     stats = _keep_frozen_stats(
         recipe.objective.plan, merge(state.trainable, frozen), state.stats, found.stats
     )
@@ -267,6 +276,14 @@ def _check_state(state: TrainState, recipe: _Recipe) -> None:
         raise TrainingError("; ".join(problems))
 
 
+def _taken(update: Callable[..., Any], **offered: Any) -> dict[str, Any]:
+    """What an optimizer takes of what it is offered."""
+    parameters = inspect.signature(update).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return offered
+    return {name: value for name, value in offered.items() if name in keywords_of(update)}
+
+
 def _with_float_images(batch: Batch) -> Batch:
     """The batch with images in [0, 1], as augmentations expect them."""
     image = jnp.asarray(batch["image"])
@@ -286,4 +303,6 @@ def _keep_frozen_stats(plan: Plan, params: PyTree, old: PyTree, new: PyTree) -> 
 def _average(ema: PyTree | None, trainable: PyTree, decay: float | None) -> PyTree | None:
     if ema is None or decay is None:
         return None
-    return optax.incremental_update(trainable, ema, 1.0 - decay)
+    return jax.tree.map(
+        lambda old, new: decay * old + (1 - decay) * new.astype(old.dtype), ema, trainable
+    )
