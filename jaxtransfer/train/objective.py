@@ -184,7 +184,7 @@ def _weighted_mean(
 
 
 def _weighted(values: jax.Array, weight: jax.Array) -> jax.Array:
-    """Zero where the weight is, whatever the value: what fills up a batch may have a loss of NaN."""
+    """Zero where the weight is, whatever the value: what fills up a batch may have none."""
     return jnp.where(weight == 0, 0, weight * values.astype(jnp.float32))
 
 

@@ -705,7 +705,9 @@ def test_the_new_state_keeps_its_layout(staged: Model, rows: Any) -> None:
             return jax.tree.map(one, tree)
 
     state, _ = one_step(staged, rows, sharding=Layouts(), regularisers=(Distance(staged.params),))
-    assert state.trainable["stem"]["dense"]["kernel"].sharding.spec == jax.sharding.PartitionSpec("data")
+    assert state.trainable["stem"]["dense"]["kernel"].sharding.spec == jax.sharding.PartitionSpec(
+        "data"
+    )
     assert state.trainable["stem"]["dense"]["bias"].is_fully_replicated
 
 
