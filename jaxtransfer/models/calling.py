@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -11,6 +13,23 @@ import jax
 # The usual names of the argument that switches a network or a layer to training, and to evaluation.
 TRAINING_KEYWORDS = ("train", "training", "is_training")
 EVALUATION_KEYWORDS = ("deterministic", "use_running_average")
+
+_BATCH_AXIS: ContextVar[str | None] = ContextVar("batch axis", default=None)
+
+
+@contextlib.contextmanager
+def named_batch_axis(name: str) -> Iterator[None]:
+    """Within it, `current_batch_axis` is the axis of that name."""
+    token = _BATCH_AXIS.set(name)
+    try:
+        yield
+    finally:
+        _BATCH_AXIS.reset(token)
+
+
+def current_batch_axis() -> str | None:
+    """The axis of devices that a batch is spread over; `None` where a device sees all of it."""
+    return _BATCH_AXIS.get()
 
 
 def mode_values(train: bool) -> dict[str, bool]:
@@ -32,6 +51,18 @@ def keywords_of(function: Callable[..., Any]) -> frozenset[str]:
     """
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return frozenset(p.name for p in _parameters(function) if p.kind in kinds)
+
+
+def can_start(apply: Callable[..., Any]) -> bool:
+    """Whether a network's forward pass can begin at a stage, by `start`.
+
+    >>> can_start(lambda params, stats, inputs, *, train, start=None, stop=None: (inputs, stats))
+    True
+    """
+    if hasattr(apply, "body"):  # what surgery puts around a network's own forward pass
+        return can_start(apply.body)
+    known = getattr(apply, "can_start", None)
+    return "start" in keywords_of(apply) if known is None else known
 
 
 def positional_count(function: Callable[..., Any], others: Sequence[str] = ()) -> int:

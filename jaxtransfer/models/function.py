@@ -38,6 +38,11 @@ class FunctionApply:
         return {"start", "stop"} <= keywords_of(self.function)
 
     @property
+    def can_start(self) -> bool:
+        """Whether the function can begin its forward pass at a stage."""
+        return self.can_stop
+
+    @property
     def takes_stats(self) -> bool:
         """Whether the function takes running statistics, as the second of three arguments."""
         return positional_count(self.function, others=OFFERED) >= 3

@@ -36,6 +36,8 @@ class BatchNorm(nn.Module):
         epsilon: added to the variance.
         use_scale: whether there is a scale, called gamma elsewhere.
         use_bias: whether there is a bias, called beta elsewhere.
+        axis_name: of the devices that a batch is spread over, where each computes for itself;
+            `jaxtransfer.models.synchronised.batch_axis` sets it.
     """
 
     use_running_average: bool | None = None
@@ -43,6 +45,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     use_scale: bool = True
     use_bias: bool = True
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
@@ -60,12 +63,13 @@ class BatchNorm(nn.Module):
             mean, var = old_mean, old_var
         else:
             axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(values, axes)
+            mean = self._over_devices(jnp.mean(values, axes))
             # Not the mean of squares less the square of the mean, which cancel where the deviation
             # is small beside the mean: errors ten times as large in networks of many layers.
-            var = jnp.mean(lax.square(values - mean), axes)
+            var = self._over_devices(jnp.mean(lax.square(values - mean), axes))
             if not self.is_initializing():
-                count = x.size // features
+                devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+                count = x.size // features * devices
                 unbiased = var * (count / max(count - 1, 1))
                 for kept, old, new in (
                     (running_mean, old_mean, mean),
@@ -82,6 +86,9 @@ class BatchNorm(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
             y += bias.astype(dtype)
         return y.astype(x.dtype)
+
+    def _over_devices(self, mean: jax.Array) -> jax.Array:
+        return mean if self.axis_name is None else lax.pmean(mean, self.axis_name)
 
 
 def conv(

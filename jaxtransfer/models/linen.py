@@ -44,6 +44,11 @@ class LinenApply:
         # A module with a list or a dict among its fields has no hash, but can be compared.
         return hash(type(self.module))
 
+    @property
+    def can_start(self) -> bool:
+        """Whether the module cuts its own forward pass, so that it can begin at a stage."""
+        return {"start", "stop"} <= keywords_of(type(self.module).__call__)
+
     def __call__(
         self,
         params: PyTree,
@@ -62,15 +67,14 @@ class LinenApply:
         keywords = keywords_of(type(self.module).__call__)
         modes = mode_values(train)
         arguments: dict[str, Any] = {name: modes[name] for name in modes if name in keywords}
-        cuts_itself = {"start", "stop"} <= keywords
-        if cuts_itself:
+        if self.can_start:
             arguments |= {"start": start, "stop": stop}
         elif start is not None:
             raise ModelError(
                 f"{type(self.module).__name__}: expected a module whose call takes start and stop, "
                 f"found {sorted(keywords - {'self'})}; without them only stop= is possible"
             )
-        stops_at = None if cuts_itself else stop
+        stops_at = None if self.can_start else stop
         with nn.intercept_methods(_interceptor(frozen_modules, stops_at)):
             outputs, updates = _with_mode_fields(self.module, train).apply(
                 {"params": params} | ({"batch_stats": stats} if stats else {}),

@@ -12,6 +12,7 @@ import jax
 from jaxtransfer.errors import ModelError
 from jaxtransfer.models.calling import (
     StopReached,
+    current_batch_axis,
     evaluation_arguments,
     keywords_of,
     mode_values,
@@ -35,6 +36,11 @@ class NnxApply:
     params: Any
     stats: Any
     rest: Any
+
+    @property
+    def can_start(self) -> bool:
+        """Whether the module cuts its own forward pass, so that it can begin at a stage."""
+        return {"start", "stop"} <= keywords_of(self.graphdef.type.__call__)
 
     def __call__(
         self,
@@ -159,6 +165,8 @@ def _set_modes(module: Any, train: bool, frozen_modules: frozenset[str]) -> None
 
     module.train() if train else module.eval()
     for path, submodule in nnx.iter_modules(module):
+        if isinstance(submodule, nnx.BatchNorm) and submodule.axis_name is None:
+            submodule.axis_name = current_batch_axis()
         if path and train and is_below("/".join(map(str, path)), frozen_modules):
             submodule.eval()
             # A mode that is given at the call goes before the one that `eval` sets.

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxtransfer.errors import PlanError
+from jaxtransfer.errors import PlanError, TrainingError
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan
+from jaxtransfer.surgery.network import working_dtype
+from jaxtransfer.train.precision import FLOAT32, LossScale, Precision, init_loss_scale
 from jaxtransfer.tree import merge, named_leaves, split
 from jaxtransfer.types import PyTree
 
@@ -27,8 +29,9 @@ class TrainState:
         frozen: the other parameters, `None` in the holes.
         stats: running statistics.
         opt_state: the optimizer's state, of the trainable parameters alone.
-        ema: moving average of the trainable parameters, or `None`.
+        ema: moving average of the trainable parameters, in float32 at least, or `None`.
         rng: a random key; each step folds its number into it.
+        loss_scale: the factor on the loss and how long it has been so, or `None`.
     """
 
     step: jax.Array
@@ -38,11 +41,29 @@ class TrainState:
     opt_state: Any
     ema: PyTree | None
     rng: jax.Array
+    loss_scale: LossScale | None = None
 
     @property
     def params(self) -> PyTree:
         """All parameters, the trainable and the frozen ones together."""
         return merge(self.trainable, self.frozen)
+
+    @property
+    def ema_params(self) -> PyTree:
+        """All parameters, with the moving averages of the trainable ones: often the better model.
+
+        An average starts as a copy of the parameters, so that it has no bias towards zero that
+        would have to be divided out.
+
+        Raises:
+            TrainingError: the state has no moving average.
+        """
+        if self.ema is None:
+            raise TrainingError(
+                "ema_params: expected a state with a moving average, found none; give init_state "
+                "with_ema=True"
+            )
+        return merge(self.ema, self.frozen)
 
 
 def init_state(
@@ -52,6 +73,7 @@ def init_state(
     seed: int = 0,
     *,
     with_ema: bool = False,
+    precision: Precision = FLOAT32,
 ) -> TrainState:
     """The state before the first step.
 
@@ -64,21 +86,24 @@ def init_state(
         tx: an Optax transformation over the trainable tree, such as `plan.optimizer(1e-3)`.
         seed: for dropout and whatever else is random in the steps.
         with_ema: whether a moving average of the trainable parameters is kept.
+        precision: in which dtype the trainable parameters are kept, and whether the loss is scaled;
+            that of the step.
 
     Raises:
         PlanError: as `check_plan` says.
     """
     check_plan(plan, model)
     trainable, frozen = split(model.params, plan)
-    trainable = jax.tree.map(_copy, trainable)
+    trainable = jax.tree.map(lambda leaf: _copy(leaf, precision.parameters), trainable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
         frozen=jax.tree.map(jnp.asarray, frozen),
         stats=jax.tree.map(_copy, model.stats),
         opt_state=tx.init(trainable),
-        ema=jax.tree.map(_copy, trainable) if with_ema else None,
+        ema=jax.tree.map(_average, trainable) if with_ema else None,
         rng=jax.random.key(seed),
+        loss_scale=init_loss_scale(precision),
     )
 
 
@@ -104,5 +129,10 @@ def check_plan(plan: Plan, model: Model) -> None:
         )
 
 
-def _copy(leaf: Any) -> jax.Array:
-    return jnp.array(leaf, copy=True)
+def _copy(leaf: Any, dtype: Any = None) -> jax.Array:
+    return jnp.array(leaf, dtype, copy=True)
+
+
+def _average(leaf: jax.Array) -> jax.Array:
+    """The start of a moving average; in half precision its small changes would be rounded away."""
+    return _copy(leaf, working_dtype(leaf.dtype))
