@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from jaxtransfer.models.model import CONFIG_FILE
 from jaxtransfer.partition import Plan
 from jaxtransfer.train.contents import check_fit, hash_of, held, onto_devices, to_host, untouched
 from jaxtransfer.train.history import HistoryFile
+from jaxtransfer.train.keeping import Preservation, best_of, score_of
 from jaxtransfer.train.lock import FolderLock
 from jaxtransfer.train.saved import (
     RECORD,
@@ -27,19 +29,21 @@ from jaxtransfer.train.saved import (
     STATE,
     VERSION,
     Saved,
-    best_of,
     check_source,
     first_line,
     hash_of_record,
     newest_whole,
     numbers_in,
     read_checkpoint,
-    score_of,
     scores_in,
     warn_of,
 )
 from jaxtransfer.train.state import TrainState
-from jaxtransfer.tree import flatten, unflatten
+from jaxtransfer.tree import count_bytes, flatten, unflatten
+from jaxtransfer.tree.summary import format_bytes
+
+# What Orbax writes beside the arrays of a small state.
+_BOOKKEEPING_BYTES = 2**17
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Checkpoints:
         # Numbers of NumPy, such as a learning rate from a logspace, become Python's.
         self.run = json.loads(json.dumps(run, default=lambda value: value.item()))
         self.metric = metric
-        self._policy = _Preservation(keep, keep_best)
+        self._policy = Preservation(keep, keep_best)
         self._history = HistoryFile(self.folder)
         self._last: int | None = None
         self._found: Saved | None = None
@@ -138,7 +142,7 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self) -> Any:
-        """Orbax's manager; made for the first save, and removes what earlier runs left unfinished."""
+        """Orbax's manager; made for the first save, it removes what was left unfinished."""
         import orbax.checkpoint as ocp
 
         options = ocp.CheckpointManagerOptions(
@@ -198,11 +202,13 @@ class Checkpoints:
 
         if progress.number == self._last:
             return
+        self.wait()
         self._check_is_newest(progress.number)
         # Where a checkpoint's folder cannot be made, threads of Orbax wait for it for minutes.
         make_folder(self.folder)
         arrays = self._without_source_stats(to_host(held(state, changed)))
         with self._writing():
+            _check_room(self.folder, count_bytes(arrays))
             if jax.process_index() == 0:
                 self._history.extend(progress.history)
             record = {
@@ -361,22 +367,6 @@ class Checkpoints:
             ) from error
 
 
-class _Preservation:
-    """Which checkpoints Orbax keeps: the newest ones, and the best ones of those with a score."""
-
-    def __init__(self, newest: int, best: int) -> None:
-        self.newest = newest
-        self.best = best
-        self.scores: dict[int, float] = {}
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """For each checkpoint, in order of their steps, whether it is kept."""
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        best = [step for step in best_of(self.scores) if step in steps]
-        kept = {*sorted(steps)[-self.newest :], *best[: self.best]}
-        return [step in kept for step in steps]
-
-
 def _check_arguments(
     source: Model | None, frozen: str, keep: int, keep_best: int, metric: str | None
 ) -> None:
@@ -394,6 +384,16 @@ def _check_arguments(
         )
     if problems:
         raise CheckpointError("; ".join(problems))
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Raise where a disk is too full; Orbax would log a traceback for each of its threads."""
+    usage = shutil.disk_usage(folder)
+    needed += _BOOKKEEPING_BYTES
+    if usage.total and usage.free < needed:  # Some file systems do not know their size.
+        raise OSError(
+            f"no space left: {format_bytes(usage.free)} are free, {format_bytes(needed)} are needed"
+        )
 
 
 def _same_bits(array: Any, other: np.ndarray) -> bool:

@@ -19,6 +19,7 @@ from jaxtransfer.mapping import Receipt
 from jaxtransfer.models import Model, load_model
 from jaxtransfer.train.contents import check_fit, hash_of, untouched
 from jaxtransfer.train.history import HistoryFile
+from jaxtransfer.train.keeping import best_of, score_of
 from jaxtransfer.tree import flatten, map_with_names, place
 
 VERSION = 1
@@ -65,10 +66,10 @@ def read_record(folder: Path, number: int) -> dict[str, Any]:
         record = json.loads(text)
         if record.pop("sha256") != hash_of_record(record):
             raise ValueError("another record than was written")
-    if record["version"] != VERSION:
+    if record.get("version") != VERSION:
         raise CheckpointError(
             f"{folder / str(number)}: expected a checkpoint of version {VERSION}, found "
-            f"{record['version']}; use the version of jaxtransfer that wrote it"
+            f"{record.get('version')}; use the version of jaxtransfer that wrote it"
         )
     return record
 
@@ -182,28 +183,6 @@ def load_checkpoint(
     )
 
 
-def best_of(scores: Mapping[int, float]) -> list[int]:
-    """Steps by their scores, the best first, of equals the earlier one first."""
-    return sorted(scores, key=lambda number: (-scores[number], number))
-
-
-def score_of(record: Mapping[str, Any]) -> float | None:
-    """A checkpoint's value of its run's metric, turned so that more is better, if it has one."""
-    value = (record.get("metrics") or {}).get(record.get("metric"))
-    if value is None or not np.isfinite(value):
-        return None
-    return -value if lower_is_better(record["metric"]) else value
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric's name says that less of it is better.
-
-    >>> lower_is_better("loss"), lower_is_better("accuracy")
-    (True, False)
-    """
-    return any(word in metric.lower() for word in ("loss", "error", "perplexity", "divergence"))
-
-
 def scores_in(folder: Path) -> dict[int, float]:
     """The scores of a folder's checkpoints; those without a whole record have none."""
     scores = {}
@@ -221,9 +200,10 @@ def hash_of_record(record: Mapping[str, Any]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, on one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"
+    """What an error of another library says, on one line that keeps its end, where causes stand."""
+    line = (str(error).strip() or "no reason given").splitlines()[0]
+    short = line if len(line) <= 200 else f"{line[:80]} … {line[-117:]}"
+    return f"{type(error).__name__}: {short}"
 
 
 def _chosen(folder: Path, step: int | str | None) -> Saved:
