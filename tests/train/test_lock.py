@@ -82,7 +82,7 @@ def test_a_folder_is_given_back_when_it_cannot_be_used(tmp_path: Path) -> None:
 def test_what_a_process_of_another_host_left_is_taken_over_with_a_warning(tmp_path: Path) -> None:
     holder = {"host": "elsewhere", "pid": 7, "since": "2026-01-01T00:00:00+00:00"}
     (tmp_path / "running.json").write_text(json.dumps(holder))
-    expected = "taken over from process 7 on elsewhere, running since 2026-01-01T00:00:00.00:00, wh"
+    expected = "taken over from process 7 on elsewhere, running since 2026-01-01T00:00:00.00:00,"
     with pytest.warns(TakenOverWarning, match=expected):
         FolderLock(tmp_path).release()
 

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
+from jaxtransfer.errors import TrainingError
+from jaxtransfer.train.lock import FolderLock
 from jaxtransfer.train.preemption import Preempted, leave, watch_termination
 from tests.train.runs import steps_in
 
@@ -176,10 +180,15 @@ def test_all_processes_of_a_run_save_the_same_step_when_one_is_terminated(tmp_pa
         processes = [
             start(tmp_path / f"run{rank}.py", str(folder), address, str(rank)) for rank in (0, 1)
         ]
-        for process in processes:
-            read_until(process, "3" if attempt == 0 else str(steps_in(folder)[-1] + 3))
-        processes[1].send_signal(signal.SIGTERM)
-        ends = [process.communicate(timeout=120) for process in processes]
+        try:
+            for process in processes:
+                read_until(process, "3" if attempt == 0 else str(steps_in(folder)[-1] + 3))
+            processes[1].send_signal(signal.SIGTERM)
+            ends = [process.communicate(timeout=60) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.communicate()
         assert [process.returncode for process in processes] == [0, 0], ends
         saved = steps_in(folder)[-1]
         last = [[line for line in out.splitlines() if line.isdigit()][-1] for out, _ in ends]
@@ -189,9 +198,40 @@ def test_all_processes_of_a_run_save_the_same_step_when_one_is_terminated(tmp_pa
         assert "saved after" not in ends[1][1]
 
 
-def free_port() -> int:
-    import socket
+@pytest.mark.slow
+def test_all_processes_of_a_run_are_refused_where_another_run_has_the_folder(
+    tmp_path: Path,
+) -> None:
+    address = f"localhost:{free_port()}"
+    lock = FolderLock(tmp_path)
+    processes = [
+        start(tmp_path / f"run{rank}.py", str(tmp_path), address, str(rank)) for rank in (0, 1)
+    ]
+    try:
+        ends = [process.communicate(timeout=60) for process in processes]
+    finally:
+        lock.release()
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [1, 1]
+    assert f"found that process {os.getpid()} on" in ends[0][1]
+    assert "expected a folder that the first process can lock" in ends[1][1]
 
+
+def test_without_the_service_several_processes_cannot_agree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        with pytest.raises(TrainingError, match="found it turned off"), watch_termination():
+            pass
+    finally:
+        jax.config.update("jax_enable_preemption_service", True)
+
+
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]
