@@ -78,7 +78,7 @@ def watch_termination() -> Iterator[Termination]:
     """
     termination = Termination()
     if jax.process_count() > 1:
-        if not jax.config.jax_enable_preemption_service:
+        if not jax.config.values["jax_enable_preemption_service"]:
             raise TrainingError(
                 "jax_enable_preemption_service: expected the service that tells all processes of "
                 "a SIGTERM, found it turned off; leave it on before jax.distributed.initialize"

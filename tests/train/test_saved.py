@@ -13,8 +13,9 @@ import pytest
 
 from jaxtransfer.data import ArrayData
 from jaxtransfer.errors import CheckpointError, ModelError
-from jaxtransfer.models import Model, init
+from jaxtransfer.models import Model
 from jaxtransfer.partition import probe
+from jaxtransfer.surgery import replace_head
 from jaxtransfer.train import (
     Checkpoints,
     DamagedCheckpointWarning,
@@ -80,13 +81,13 @@ def test_without_its_source_the_model_that_the_run_started_from_is_needed(
     assert_is(load_checkpoint(folder, replace(run.model, params=params)), tuned)
 
 
-def test_another_source_is_refused(folders: dict[str, Path]) -> None:
-    other = init("cifar_resnet8", 1, width=4, input_size=(8, 8), in_channels=1, num_classes=3)
+def test_another_source_is_refused(folders: dict[str, Path], run: Run) -> None:
+    params = {**run.model.params, "stem": jax.tree.map(lambda x: x + 1, run.model.params["stem"])}
     with pytest.raises(CheckpointError, match="expected the model that the run started from, who"):
-        load_checkpoint(folders["reference"], other)
-    more = init("cifar_resnet8", width=4, input_size=(8, 8), in_channels=1, num_classes=5)
+        load_checkpoint(folders["reference"], replace(run.model, params=params))
+    wide = replace_head(run.model, 5)
     with pytest.raises(CheckpointError, match=r" ~ params/head/bias: float32\[5\], found float32"):
-        load_checkpoint(folders["reference"], more)
+        load_checkpoint(folders["reference"], wide)
 
 
 def test_reading_changes_nothing_and_needs_no_lock(folders: dict[str, Path], run: Run) -> None:
