@@ -5,11 +5,16 @@ from jaxtransfer.train.checkpoint import Progress as Progress
 from jaxtransfer.train.evaluation import evaluate as evaluate
 from jaxtransfer.train.events import Callback as Callback
 from jaxtransfer.train.events import Event as Event
+from jaxtransfer.train.lock import TakenOverWarning as TakenOverWarning
 from jaxtransfer.train.loop import Settings as Settings
 from jaxtransfer.train.loop import train as train
 from jaxtransfer.train.losses import cross_entropy as cross_entropy
+from jaxtransfer.train.preemption import Preempted as Preempted
+from jaxtransfer.train.preemption import watch_termination as watch_termination
 from jaxtransfer.train.progress import progress_bar as progress_bar
 from jaxtransfer.train.progress import step_bar as step_bar
+from jaxtransfer.train.saved import DamagedCheckpointWarning as DamagedCheckpointWarning
+from jaxtransfer.train.saved import load_checkpoint as load_checkpoint
 from jaxtransfer.train.sharding import Sharding as Sharding
 from jaxtransfer.train.state import TrainState as TrainState
 from jaxtransfer.train.state import init_state as init_state

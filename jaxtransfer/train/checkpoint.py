@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import json
+import shutil
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import CheckpointError, OutputError
 from jaxtransfer.formats.output import make_folder
+from jaxtransfer.models import Model
+from jaxtransfer.models.model import CONFIG_FILE
 from jaxtransfer.partition import Plan
+from jaxtransfer.train.contents import check_fit, hash_of, held, onto_devices, to_host, untouched
+from jaxtransfer.train.history import HistoryFile
+from jaxtransfer.train.keeping import Preservation, best_of, score_of
+from jaxtransfer.train.lock import FolderLock
+from jaxtransfer.train.saved import (
+    RECORD,
+    SOURCE,
+    STATE,
+    VERSION,
+    Saved,
+    check_source,
+    first_line,
+    hash_of_record,
+    newest_whole,
+    numbers_in,
+    read_checkpoint,
+    scores_in,
+    warn_of,
+)
 from jaxtransfer.train.state import TrainState
-from jaxtransfer.tree import fingerprint, merge, split
+from jaxtransfer.tree import count_bytes, flatten, unflatten
+from jaxtransfer.tree.summary import format_bytes
+
+# What Orbax writes beside the arrays of a small state.
+_BOOKKEEPING_BYTES = 2**17
 
 
 @dataclass(frozen=True)
@@ -26,7 +51,8 @@ class Progress:
     """How far a run had come when a checkpoint was written.
 
     Attributes:
-        number: number of steps done since the start of the run, all its plans together.
+        number: number of steps done since the start of the run, all its plans together; with the
+            run's seed it tells which examples come next.
         plan: position of the plan that was being carried out.
         history: what was recorded of each step so far.
     """
@@ -39,39 +65,74 @@ class Progress:
 class Checkpoints:
     """The checkpoints of one run in a folder, by Orbax; a context manager that waits for the last.
 
-    A checkpoint holds what the run has changed: parameters, statistics, optimizer state and step.
-    All else comes from the model that the run starts from. A write that is cut off leaves nothing
-    under a checkpoint's name.
+    A checkpoint holds what the run has changed: parameters, statistics and all else that a state
+    carries. What never trained stays in the model that the run starts from, which a checkpoint
+    knows by its fingerprint, and which is kept beside the checkpoints where that is asked for. A
+    write that is cut off leaves nothing under a checkpoint's name. One run at a time has the
+    folder.
 
     Args:
         folder: is made if it does not exist.
         run: what identifies the run, as JSON can hold it; a run is continued by its like alone.
+        source: the model that the run starts from. Its receipt is kept, and statistics that are
+            still the source's are not stored again.
+        frozen: "reference" needs the source at hand wherever a checkpoint is opened; "beside" keeps
+            the source in the folder, once.
         resume: whether the run continues from the newest checkpoint, if there is one.
-        keep: how many checkpoints are kept, from 1.
+        keep: how many checkpoints are kept, the newest ones, from 1.
+        keep_best: how many are kept besides, the best ones by `metric`.
+        metric: the name of a metric given to `save`; less is better of one whose name has `loss`,
+            `error`, `perplexity` or `divergence` in it, else more.
 
     Raises:
         OutputError: the folder cannot be made or written.
-        CheckpointError: the folder holds a run already and `resume` is false, or `keep` is below 1.
+        CheckpointError: the folder holds a run already and `resume` is false, another process has
+            it, or arguments do not fit together.
     """
 
     def __init__(
-        self, folder: str | Path, run: Mapping[str, Any], *, resume: bool = False, keep: int = 2
+        self,
+        folder: str | Path,
+        run: Mapping[str, Any],
+        *,
+        source: Model | None = None,
+        frozen: Literal["reference", "beside"] = "reference",
+        resume: bool = False,
+        keep: int = 2,
+        keep_best: int = 0,
+        metric: str | None = None,
     ) -> None:
-        import orbax.checkpoint as ocp
-
-        if keep < 1:
-            raise CheckpointError(f"keep: expected at least 1 checkpoint, found {keep}")
+        _check_arguments(source, frozen, keep, keep_best, metric)
         self.folder = make_folder(folder).resolve()
         # Numbers of NumPy, such as a learning rate from a logspace, become Python's.
         self.run = json.loads(json.dumps(run, default=lambda value: value.item()))
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
-        if self._manager.latest_step() is not None and not resume:
-            self.close()
+        self.metric = metric
+        self._policy = Preservation(keep, keep_best)
+        self._history = HistoryFile(self.folder)
+        self._last: int | None = None
+        self._found: Saved | None = None
+        self._damaged: dict[int, str] = {}
+        self._source_hash: tuple[frozenset[str], str | None] | None = None
+        self._receipt = None if source is None else json.loads(source.receipt.to_json())
+        stats = {} if source is None else flatten({"stats": source.stats})
+        self._source_stats = {name: np.array(leaf) for name, leaf in stats.items()}
+        self._lock = FolderLock(self.folder)
+        try:
+            self._open(source if frozen == "beside" else None, resume)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, beside: Model | None, resume: bool) -> None:
+        if numbers_in(self.folder) and not resume:
             raise CheckpointError(
                 f"{self.folder}: expected a folder without checkpoints, found a run's; resume it, "
                 "or choose another folder"
             )
+        self._policy.scores.update(scores_in(self.folder) if self.metric else {})
+        kept = self.folder / SOURCE
+        if beside is not None and jax.process_index() == 0 and not (kept / CONFIG_FILE).is_file():
+            beside.save(kept)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -79,100 +140,209 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def close(self) -> None:
+    @functools.cached_property
+    def _manager(self) -> Any:
+        """Orbax's manager; made for the first save, it removes what was left unfinished."""
+        import orbax.checkpoint as ocp
+
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._policy, cleanup_tmp_directories=True
+        )
+        # Compression saves few bytes of floats and costs time; with it, a small file could claim to
+        # hold arrays of any size.
+        state = ocp.PyTreeCheckpointHandler(use_compression=False)
+        handlers = {STATE: state, RECORD: ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+
+    def wait(self) -> None:
         """Wait until everything is written.
 
         Raises:
             OutputError: it cannot be written.
         """
-        with self._writing():
-            self._manager.wait_until_finished()
-        self._manager.close()
+        if "_manager" in self.__dict__:
+            with self._writing():
+                self._manager.wait_until_finished()
 
-    def save(self, state: TrainState, changed: Collection[str], progress: Progress) -> None:
+    def close(self) -> None:
+        """Wait until everything is written, and give the folder back.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            self.wait()
+            if "_manager" in self.__dict__:
+                self._manager.close()
+        finally:
+            self._lock.release()
+
+    def save(
+        self,
+        state: TrainState,
+        changed: Collection[str],
+        progress: Progress,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Write a checkpoint: arrays are copied before this returns, the write goes on behind it.
+
+        A step that is saved already is not saved again.
 
         Args:
             state: the state after a step.
             changed: the names of the parameters that the run has changed, now or in earlier plans.
             progress: how far the run has come.
+            metrics: numbers by which checkpoints are compared, such as `accuracy`.
 
         Raises:
             OutputError: this checkpoint, or the one before it, cannot be written.
+            CheckpointError: the folder has a later checkpoint than the one that the run is at.
         """
         import orbax.checkpoint as ocp
 
+        if progress.number == self._last:
+            return
+        self.wait()
+        self._check_is_newest(progress.number)
         # Where a checkpoint's folder cannot be made, threads of Orbax wait for it for minutes.
         make_folder(self.folder)
-        parts = _parts(state, changed)
-        contents = {
-            "run": self.run,
-            "number": progress.number,
-            "plan": progress.plan,
-            "history": list(progress.history),
-            "state": _state_fingerprint(parts),
-        }
-        record = {**contents, "sha256": _sha256(contents)}
+        arrays = self._without_source_stats(to_host(held(state, changed)))
         with self._writing():
+            _check_room(self.folder, count_bytes(arrays))
+            if jax.process_index() == 0:
+                self._history.extend(progress.history)
+            record = {
+                "version": VERSION,
+                "run": self.run,
+                "receipt": self._receipt,
+                "number": progress.number,
+                "plan": progress.plan,
+                "history": self._history.mark,
+                "state": hash_of(arrays),
+                "untouched": self._untouched_hash(state, arrays),
+                "metrics": None if metrics is None else _as_floats(metrics),
+                "metric": self.metric,
+            }
+            score = score_of(record)
+            if score is not None:
+                self._policy.scores[progress.number] = score
             self._manager.save(
                 progress.number,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(parts), record=ocp.args.JsonSave(record)
+                    state=ocp.args.PyTreeSave(unflatten(arrays)),
+                    record=ocp.args.JsonSave({**record, "sha256": hash_of_record(record)}),
                 ),
             )
+        self._last, self._found = progress.number, None
 
-    def progress(self) -> Progress | None:
-        """How far the newest checkpoint had come, or `None` if there is none.
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint by the run's metric; `None` if none was measured."""
+        numbers = set(numbers_in(self.folder)) | {self._last}
+        best = [number for number in best_of(self._policy.scores) if number in numbers]
+        return best[0] if best else None
+
+    def progress(self, step: int | None = None) -> Progress | None:
+        """How far a checkpoint had come, or `None` if there is none.
+
+        Args:
+            step: which checkpoint; by default the newest that is whole. Where later ones are
+                damaged, a `DamagedCheckpointWarning` says so.
 
         Raises:
-            CheckpointError: it is damaged, or belongs to a run with other settings.
+            CheckpointError: it is damaged, or all are, or it belongs to a run with other settings.
         """
-        number = self._manager.latest_step()
-        if number is None:
+        saved = self._read(step)
+        if saved is None:
             return None
-        record = self._record(number)
-        self._check_same_run(record["run"])
-        return Progress(record["number"], record["plan"], tuple(record["history"]))
+        self._check_same_run(saved.record["run"])
+        return Progress(saved.number, saved.record["plan"], saved.history)
 
-    def restore(self, template: TrainState, plan: Plan, changed: Collection[str]) -> TrainState:
-        """The newest checkpoint's state; parameters that the run did not change are the template's.
+    def restore(
+        self,
+        template: TrainState,
+        plan: Plan,
+        changed: Collection[str],
+        step: int | None = None,
+    ) -> TrainState:
+        """A checkpoint's state, on the devices of the template's leaves, in as many pieces.
+
+        Parameters that the run did not change are the template's. Damaged checkpoints after this
+        one are put aside under the name `STEP.damaged`, so that the run can write theirs anew.
 
         Args:
             template: a state of the same plan before its first step.
             plan: what trains.
             changed: as `save` was given.
+            step: which checkpoint; by default the newest that is whole.
 
         Raises:
             CheckpointError: there is no checkpoint, it is damaged, or its leaves are not those of
                 the template.
         """
-        import orbax.checkpoint as ocp
-
-        number = self._manager.latest_step()
-        if number is None:
+        saved = self._read(step)
+        if saved is None:
             raise CheckpointError(f"{self.folder}: expected a checkpoint, found none")
-        like = _parts(template, changed)
-        wanted = ocp.args.StandardRestore(like)
-        with self._reading(number):
-            _read_every_array(self.folder / str(number) / "state")
-            parts = self._manager.restore(number, args=ocp.args.Composite(state=wanted))["state"]
-            if self._record(number)["state"] != _state_fingerprint(parts):
-                raise ValueError("other values than were written")
-        parts = jax.tree.map(_placed_like, parts, like)
-        _, untouched = split(template.params, changed.__contains__)
-        trainable, frozen = split(merge(parts.pop("changed"), untouched), plan)
-        return replace(template, trainable=trainable, frozen=frozen, **parts)
+        where = self.folder / str(saved.number)
+        check_fit(saved.arrays, held(template, changed), str(where))
+        check_source(saved, untouched(template.params, template.stats, saved.arrays), where)
+        self._put_damaged_aside()
+        self._last, self._found = saved.number, None
+        return onto_devices(saved.arrays, template, plan)
 
-    def _record(self, number: int) -> dict[str, Any]:
-        """What a checkpoint says about itself."""
-        import orbax.checkpoint as ocp
+    def _read(self, step: int | None) -> Saved | None:
+        """A whole checkpoint; it is kept until it is restored, so that it is read once."""
+        self.wait()
+        if self._found is None or step not in (None, self._found.number):
+            if step is None:
+                self._found, self._damaged = newest_whole(self.folder, self._history)
+                if self._found is not None:
+                    warn_of(self._damaged, self._found, stacklevel=3)
+            elif step in (numbers := numbers_in(self.folder)):
+                self._found = read_checkpoint(self.folder, step, self._history)
+            else:
+                raise CheckpointError(
+                    f"{self.folder}: expected a checkpoint of step {step}, found those of {numbers}"
+                )
+        return self._found
 
-        with self._reading(number):
-            args = ocp.args.Composite(record=ocp.args.JsonRestore())
-            record = self._manager.restore(number, args=args)["record"]
-            if record.pop("sha256") != _sha256(record):
-                raise ValueError("another record than was written")
-        return record
+    def _put_damaged_aside(self) -> None:
+        """Give damaged checkpoints another name, in which Orbax sees no checkpoint."""
+        for number in self._damaged if jax.process_index() == 0 else ():
+            aside = self.folder / f"{number}.damaged"
+            with self._writing():
+                count = 1
+                while aside.exists():
+                    count += 1
+                    aside = self.folder / f"{number}.damaged{count}"
+                (self.folder / str(number)).rename(aside)
+        if self._damaged and jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("jaxtransfer: damaged checkpoints are put aside")
+        self._damaged = {}
+
+    def _check_is_newest(self, number: int) -> None:
+        later = [other for other in numbers_in(self.folder) if other >= number]
+        if later:
+            raise CheckpointError(
+                f"{self.folder}: expected to save step {number} as the newest, found checkpoints "
+                f"of {later}; go on from the newest one, or in another folder"
+            )
+
+    def _without_source_stats(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        source = self._source_stats
+        return {
+            name: array
+            for name, array in arrays.items()
+            if name not in source or not _same_bits(array, source[name])
+        }
+
+    def _untouched_hash(self, state: TrainState, arrays: Mapping[str, Any]) -> str | None:
+        """The fingerprint of what the source keeps; it is computed anew when less of it does."""
+        leaves = untouched(state.params, state.stats, arrays)
+        if self._source_hash is None or self._source_hash[0] != leaves.keys():
+            self._source_hash = (frozenset(leaves), hash_of(leaves))
+        return self._source_hash[1]
 
     def _check_same_run(self, run: Mapping[str, Any]) -> None:
         others = [key for key in {*run, *self.run} if run.get(key) != self.run.get(key)]
@@ -192,77 +362,50 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds for a full disk
             raise OutputError(
-                f"{self.folder}: expected to write a checkpoint, found {_reason(error)}; make room "
-                "or mend the folder's permissions, and resume from the last checkpoint there"
-            ) from error
-
-    @contextlib.contextmanager
-    def _reading(self, number: int) -> Iterator[None]:
-        try:
-            yield
-        except CheckpointError:
-            raise
-        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-            raise CheckpointError(
-                f"{self.folder / str(number)}: expected a whole checkpoint of this run, found "
-                f"{_reason(error)}; remove that folder to go on from the checkpoint before it"
+                f"{self.folder}: expected to write a checkpoint, found {first_line(error)}; make "
+                "room or mend the folder's permissions, and resume from the last checkpoint there"
             ) from error
 
 
-def _parts(state: TrainState, changed: Collection[str]) -> dict[str, Any]:
-    """What a checkpoint holds. The random key is made anew from the seed, and needs no place."""
-    values, _ = split(state.params, changed.__contains__)
-    parts = {
-        "step": state.step,
-        "changed": values,
-        "stats": state.stats,
-        "opt_state": state.opt_state,
-        "ema": state.ema,
-    }
-    return {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+def _check_arguments(
+    source: Model | None, frozen: str, keep: int, keep_best: int, metric: str | None
+) -> None:
+    problems = []
+    if keep < 1:
+        problems.append(f"keep: expected at least 1 checkpoint, found {keep}")
+    if keep_best < 0 or (keep_best and metric is None):
+        problems.append(
+            f"keep_best: expected a number from 0, with a metric, found {keep_best} and {metric}"
+        )
+    if frozen not in ("reference", "beside") or (frozen == "beside" and source is None):
+        problems.append(
+            'frozen: expected "reference", or "beside" with a source, found '
+            f"{frozen!r} {'without' if source is None else 'with'} a source"
+        )
+    if problems:
+        raise CheckpointError("; ".join(problems))
 
 
-def _state_fingerprint(parts: Mapping[str, Any]) -> str | None:
-    """The fingerprint of what a checkpoint holds; none where other processes hold parts of it."""
-    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(parts)):
-        return None
-    return fingerprint(parts)
+def _check_room(folder: Path, needed: int) -> None:
+    """Raise where a disk is too full; Orbax would log a traceback for each of its threads."""
+    usage = shutil.disk_usage(folder)
+    needed += _BOOKKEEPING_BYTES
+    if usage.total and usage.free < needed:  # Some file systems do not know their size.
+        raise OSError(
+            f"no space left: {format_bytes(usage.free)} are free, {format_bytes(needed)} are needed"
+        )
 
 
-def _read_every_array(folder: Path) -> None:
-    """Read the arrays of a checkpoint one by one, so that damage is found before Orbax reads.
-
-    Orbax reads them all at once: where one is damaged, its other reads fail in the background, with
-    a traceback each on the standard error, long after the error itself was caught.
-    """
-    import tensorstore
-
-    base = {"driver": "file", "path": f"{folder}/"}
-    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
-    keys = [key.decode() for key in store.list().result()]
-    paths = [key.removesuffix(".zarray") for key in keys if key.endswith(".zarray")]
-    if not paths:
-        raise ValueError("no arrays")
-    for path in paths:
-        kvstore = {"driver": "ocdbt", "base": base, "path": path}
-        tensorstore.open({"driver": "zarr", "kvstore": kvstore}).result().read().result()
+def _same_bits(array: Any, other: np.ndarray) -> bool:
+    return (
+        isinstance(array, np.ndarray)
+        and (array.shape, array.dtype) == (other.shape, other.dtype)
+        and array.tobytes() == other.tobytes()
+    )
 
 
-def _placed_like(restored: jax.Array, like: jax.Array) -> jax.Array:
-    """A restored array where the run expects it.
-
-    Orbax commits arrays to the device that they were on, and for those a step is compiled anew.
-    """
-    return restored if like.committed else jnp.array(np.asarray(restored))
-
-
-def _sha256(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"
+def _as_floats(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _short(value: Any) -> str:

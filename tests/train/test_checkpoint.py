@@ -2,16 +2,8 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import random
 import re
-import runpy
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,82 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from jaxtransfer.data import ArrayData
-from jaxtransfer.errors import CheckpointError, NonFiniteLossError, OutputError
+from jaxtransfer.data import ArrayData, batch_indices
+from jaxtransfer.errors import CheckpointError, NonFiniteLossError
 from jaxtransfer.models import Model
-from jaxtransfer.partition import Group, Plan, lp_ft
-from jaxtransfer.train import Checkpoints, Progress, Settings, cross_entropy, init_state, train
-from jaxtransfer.train.loop import OnStep, run_identity
-from jaxtransfer.tree import diff, fingerprint, flatten
-
-SETTINGS = Settings(steps=10, batch_size=4, learning_rate=0.01, weight_decay=0.1)
-FROZEN = Group("**", frozen=True)
-# The second plan freezes what the first one trained: it is in no trainable tree any more.
-NARROWING = (
-    Plan((Group(("layer3/**", "head/**")), FROZEN), name="wide"),
-    Plan((Group("head/**"), FROZEN), name="narrow"),
+from jaxtransfer.partition import full, lp_ft, probe
+from jaxtransfer.train import (
+    Checkpoints,
+    Progress,
+    TrainState,
+    cross_entropy,
+    init_state,
+    make_train_step,
+    train,
 )
-
-
-class Stop(Exception):
-    """The run is stopped from outside."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run, to be carried out whole, in parts, or again."""
-
-    model: Model
-    data: ArrayData
-    plans: tuple[Plan, ...]
-    settings: Settings = SETTINGS
-
-    def whole(self) -> tuple[Model, list[dict[str, Any]]]:
-        return train(self.model, self.data, self.plans, self.settings)
-
-    def checkpoints(self, folder: Path, **options: Any) -> Checkpoints:
-        identity = run_identity(self.model, self.data, self.plans, self.settings)
-        return Checkpoints(folder, identity, **options)
-
-    def into(
-        self,
-        folder: Path,
-        *,
-        resume: bool = True,
-        save_every: int = 2,
-        on_step: OnStep | None = None,
-    ) -> tuple[Model, list[dict[str, Any]]]:
-        with self.checkpoints(folder, resume=resume) as checkpoints:
-            return train(
-                self.model,
-                self.data,
-                self.plans,
-                self.settings,
-                on_step=on_step,
-                checkpoints=checkpoints,
-                save_every=save_every,
-            )
-
-    def stopped_at(self, step: int, folder: Path, **options: Any) -> None:
-        def on_step(number: int, _: Any) -> None:
-            if number == step:
-                raise Stop
-
-        with pytest.raises(Stop):
-            self.into(folder, on_step=on_step, **options)
-
-
-def assert_same(
-    found: tuple[Model, list[dict[str, Any]]], expected: tuple[Model, list[dict[str, Any]]]
-) -> None:
-    assert diff(expected[0].params, found[0].params).is_empty
-    assert diff(expected[0].stats, found[0].stats).is_empty
-    assert found[1] == expected[1]
-
-
-def steps_in(folder: Path) -> list[int]:
-    return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit())
+from jaxtransfer.tree import diff, flatten
+from tests.train.runs import NARROWING, SETTINGS, Run, assert_same, contents_of, steps_in
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +159,10 @@ def test_only_what_the_run_changed_is_saved(narrowing_run: Run, tmp_path: Path) 
     written = {
         tuple(key["key"] for key in entry["key_metadata"])
         for entry in described.values()
-        if entry["value_metadata"]["value_type"] == "jax.Array"
+        if not entry["value_metadata"]["skip_deserialize"]
     }
     # The second plan trains the head, and the first one trained the last stage.
-    assert {path[1] for path in written if path[0] == "changed"} == {"layer3", "head"}
+    assert {path[1] for path in written if path[0] == "params"} == {"layer3", "head"}
     assert not {"stem", "layer3"} & {
         key for path in written if path[0] == "opt_state" for key in path
     }
@@ -269,12 +203,14 @@ def test_nothing_already_written_is_lost_when_the_loss_becomes_nan(
     lp_ft_run: Run, tmp_path: Path
 ) -> None:
     lp_ft_run.stopped_at(5, tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents_of(tmp_path)
+    history = before.pop(tmp_path / "history.jsonl")
     assert steps_in(tmp_path) == [2, 4]
     spoilt = replace(lp_ft_run, settings=replace(SETTINGS, loss=poisoned()))
     with pytest.raises(NonFiniteLossError, match=r"^step [5-8] of plan"):
         spoilt.into(tmp_path)
     assert {path: path.read_bytes() for path in before} == before
+    assert (tmp_path / "history.jsonl").read_bytes().startswith(history)
     assert steps_in(tmp_path)[-1] <= 6
     # The same run with a mended loss goes on as if nothing had happened.
     assert_same(lp_ft_run.into(tmp_path), lp_ft_run.whole())
@@ -288,70 +224,6 @@ def test_mended_data_are_another_run_and_the_old_ones_checkpoints_stay(
     with pytest.raises(CheckpointError, match="data: .*found .*choose another folder"):
         mended.into(folder)
     assert steps_in(folder) == [8, 10]
-
-
-# ---------------------------------------------------------------------------------------------
-# Damage
-
-
-def largest_file(folder: Path) -> Path:
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 4
-    path.write_bytes(content)
-
-
-def forge(path: Path) -> None:
-    """Another loss in the history, in a file that can be read."""
-    text = path.read_text()
-    changed = re.sub(r'"loss": \d', '"loss": 9', text, count=1)
-    assert changed != text
-    path.write_text(changed)
-
-
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink], ids=lambda f: f.__name__)
-@pytest.mark.parametrize(
-    "file", ["state/manifest.ocdbt", "state/_METADATA", "record/metadata", "largest"]
-)
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves(
-    file: str,
-    damage: Callable[[Path], None],
-    lp_ft_run: Run,
-    folder: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    damage(largest_file(folder / "10" / "state") if file == "largest" else folder / "10" / file)
-    with pytest.raises(CheckpointError) as caught:
-        lp_ft_run.into(folder)
-    message = str(caught.value)
-    assert message.startswith(f"{folder / '10'}: expected a whole checkpoint of this run, found ")
-    assert message.endswith("remove that folder to go on from the checkpoint before it")
-    assert "\n" not in message
-    del caught
-    gc.collect()
-    # Orbax's own reads would fail in the background, with a traceback each.
-    assert "Traceback" not in capfd.readouterr().err
-    shutil.rmtree(folder / "10")
-    assert_same(lp_ft_run.into(folder), lp_ft_run.whole())
-
-
-def test_a_forged_history_is_refused(lp_ft_run: Run, folder: Path) -> None:
-    forge(folder / "10" / "record" / "metadata")
-    with pytest.raises(CheckpointError, match="another record than was written"):
-        lp_ft_run.into(folder)
-
-
-def test_a_checkpoint_of_nothing_is_refused(lp_ft_run: Run, folder: Path) -> None:
-    (folder / "99").mkdir()
-    with pytest.raises(CheckpointError, match=re.escape(f"{folder / '99'}: expected a whole")):
-        lp_ft_run.into(folder)
 
 
 def test_there_must_be_a_checkpoint_to_restore(lp_ft_run: Run, tmp_path: Path) -> None:
@@ -384,154 +256,345 @@ def test_another_runs_folder_is_refused_and_what_differs_is_told(
 
 
 def test_a_folder_with_a_run_is_not_written_over(lp_ft_run: Run, folder: Path) -> None:
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = contents_of(folder)
     with pytest.raises(CheckpointError, match="found a run's; resume it, or choose another folder"):
         lp_ft_run.into(folder, resume=False)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert contents_of(folder) == before
 
 
-def test_a_folder_below_a_file_cannot_be_made(lp_ft_run: Run, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OutputError, match="expected a folder that can be written"):
-        lp_ft_run.into(tmp_path / "file" / "run")
-
-
-def test_a_folder_that_is_lost_on_the_way_is_an_error(lp_ft_run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-
-    def on_step(number: int, _: Any) -> None:
-        if number == 2:
-            shutil.rmtree(folder)
-            folder.write_text("not a folder any more")
-
-    with pytest.raises(OutputError, match=re.escape(f"{folder}: expected a folder that can be")):
-        lp_ft_run.into(folder, on_step=on_step, save_every=3)
-
-
-@pytest.mark.parametrize("method", ["save", "wait_until_finished"])
-def test_a_full_disk_is_an_error_that_says_so(
-    method: str, lp_ft_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 0}, "keep: expected at least 1 checkpoint, found 0"),
+        ({"keep": -1}, "keep: expected at least 1 checkpoint, found -1"),
+        ({"keep_best": 1}, "keep_best: expected a number from 0, with a metric, found 1 and None"),
+        ({"keep_best": -1, "metric": "loss"}, "found -1 and loss"),
+        ({"frozen": "beside"}, "found 'beside' without a source"),
+        ({"frozen": "elsewhere"}, "found 'elsewhere' without a source"),
+        ({"keep": 0, "frozen": "beside"}, "keep: .*; frozen: "),
+    ],
+)
+def test_arguments_that_do_not_fit_are_told(
+    options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    def full(*arguments: Any, **options: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    # The manager that Orbax gives is all that can be filled here without filling the machine.
-    checkpoints = lp_ft_run.checkpoints(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints._manager, method, full)
-        with pytest.raises(OutputError, match="No space left on device; make room") as caught:
-            with checkpoints:
-                plans, settings = lp_ft_run.plans, lp_ft_run.settings
-                train(lp_ft_run.model, lp_ft_run.data, plans, settings, checkpoints=checkpoints)
-    assert str(caught.value).startswith(f"{tmp_path}: expected to write a checkpoint")
-    checkpoints.close()
-
-
-@pytest.mark.parametrize("keep", [0, -1])
-def test_at_least_one_checkpoint_is_kept(keep: int, lp_ft_run: Run, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"at least 1 checkpoint, found {keep}"):
-        lp_ft_run.checkpoints(tmp_path, keep=keep)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoints(tmp_path / "run", {}, **options)
+    assert not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------------------------------------
-# Killed
+# What a checkpoint holds
 
 
-SCRIPT = """
-import sys
-
-import jax.numpy as jnp
-import numpy as np
-
-from jaxtransfer.data import ArrayData
-from jaxtransfer.models import Model
-from jaxtransfer.partition import full
-from jaxtransfer.train import Checkpoints, Settings, train
-from jaxtransfer.train.loop import run_identity
-
-SETTINGS = Settings(steps=100_000, batch_size=4)
+NAMES = ("body/kernel", "head/kernel")
 
 
-def classify(params, x):
-    return x @ params["body"]["kernel"] @ params["head"]["kernel"]
+def classify(params: Any, x: jax.Array) -> jax.Array:
+    return jnp.tanh(x @ params["body"]["kernel"]) @ params["head"]["kernel"]
 
 
-def make():
+def small_model(width: int = 16) -> Model:
     rng = np.random.default_rng(0)
-    data = ArrayData(rng.random((8, 300), np.float32), rng.integers(0, 3, 8).astype(np.int32))
-    body, head = rng.normal(size=(300, 1000)), rng.normal(size=(1000, 3))
-    model = Model.from_function(
-        classify,
-        {
-            "body": {"kernel": jnp.asarray(body, jnp.float32)},
-            "head": {"kernel": jnp.asarray(head, jnp.float32)},
-        },
+    body, head = rng.normal(size=(8, width)), rng.normal(size=(width, 3))
+    params = {
+        "body": {"kernel": jnp.asarray(body, jnp.float32)},
+        "head": {"kernel": jnp.asarray(head, jnp.float32)},
+    }
+    return Model.from_function(classify, params)
+
+
+def varied(state: TrainState) -> TrainState:
+    """The same state with other numbers in each leaf, as steps make them."""
+
+    def other(leaf: jax.Array) -> jax.Array:
+        return leaf + jnp.arange(leaf.size).reshape(leaf.shape).astype(leaf.dtype)
+
+    parts = {
+        name: jax.tree.map(other, getattr(state, name))
+        for name in ("trainable", "opt_state", "ema")
+    }
+    return replace(state, **parts, step=jnp.int32(7), rng=jax.random.fold_in(jax.random.key(5), 1))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Extended(TrainState):
+    """A state with one more field, of which checkpoints know nothing."""
+
+    scale: Any = None
+
+
+def test_all_fields_of_a_state_come_back_whatever_they_are(tmp_path: Path) -> None:
+    model = small_model()
+    plan = full(model)
+    plain = init_state(model, plan, plan.optimizer(1e-3), with_ema=True)
+    template = Extended(**vars(plain), scale={"value": jnp.bfloat16(1), "none": jnp.zeros((0, 2))})
+    saved = replace(varied(template), scale={**template.scale, "value": jnp.bfloat16(512)})
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        checkpoints.save(saved, NAMES, Progress(7, 0, ()))
+        restored = checkpoints.restore(template, plan, NAMES)
+    assert diff(saved, restored).is_empty
+    assert jax.random.key_impl(restored.rng) == jax.random.key_impl(saved.rng)
+    assert not jnp.array_equal(jax.random.key_data(restored.rng), jax.random.key_data(template.rng))
+
+
+def test_a_state_of_other_leaves_is_refused_with_all_that_differ(tmp_path: Path) -> None:
+    model, other = small_model(), small_model(12)
+    plan = full(model)
+    state = init_state(model, plan, plan.optimizer(1e-3))
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        checkpoints.save(state, NAMES, Progress(1, 0, ()))
+        template = init_state(other, plan, plan.optimizer(1e-3, optimizer="sgd"), with_ema=True)
+        with pytest.raises(CheckpointError) as caught:
+            checkpoints.restore(template, plan, NAMES)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / '1'}: expected the leaves of this run's state")
+    assert "\n ~ params/head/kernel: float32[12, 3], found float32[16, 3]\n" in message
+    assert "\n - ema/head/kernel\n" in message
+    assert re.search(r"\n \+ opt_state/.*nu/head/kernel\n", message)
+
+
+def bytes_in(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def test_the_checkpoint_of_a_probe_is_small_and_its_source_is_kept_once(tmp_path: Path) -> None:
+    params = {"body": {"kernel": jnp.ones((8, 100_000))}, "head": {"kernel": jnp.ones((8, 3))}}
+    model = Model.from_function(lambda params, x: x @ params["head"]["kernel"], params)
+    big = params["body"]["kernel"].nbytes
+    plan = probe(model)
+    state = init_state(model, plan, plan.optimizer(1e-3))
+    sizes = {}
+    for frozen in ("reference", "beside"):
+        folder = tmp_path / frozen
+        with Checkpoints(folder, {}, source=model, frozen=frozen, keep=3) as checkpoints:
+            for number in (1, 2, 3):
+                checkpoints.save(state, ["head/kernel"], Progress(number, 0, ()))
+        assert steps_in(folder) == [1, 2, 3]
+        assert bytes_in(folder / "3") < 30_000
+        sizes[frozen] = bytes_in(folder)
+    assert big == 3_200_000
+    assert sizes["reference"] < 90_000
+    assert big < sizes["beside"] - sizes["reference"] < big + 10_000
+
+
+def test_statistics_that_are_the_sources_still_are_not_stored_again(
+    network: Model, tmp_path: Path
+) -> None:
+    plan = probe(network)
+    template = init_state(network, plan, plan.optimizer(1e-3))
+    stats = dict(flatten(template.stats))
+    name = next(iter(stats))
+    moved = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            leaf + 1 if jax.tree_util.keystr(path, simple=True, separator="/") == name else leaf
+        ),
+        template.stats,
     )
-    return model, data, (full(model),)
+    with Checkpoints(tmp_path, {}, source=network) as checkpoints:
+        names = ["head/bias", "head/kernel"]
+        checkpoints.save(replace(template, stats=moved), names, Progress(1, 0, ()))
+        checkpoints.wait()
+        written = json.loads((tmp_path / "1" / "state" / "_METADATA").read_text())["tree_metadata"]
+        restored = checkpoints.restore(template, plan, names)
+        keys = ["/".join(key["key"] for key in e["key_metadata"]) for e in written.values()]
+        assert [key for key in keys if key.startswith("stats/")] == [f"stats/{name}"]
+        assert diff(restored.stats, moved).is_empty and len(stats) > 1
+        # A template of another source would give the other statistics other values.
+        other = replace(template, stats=jax.tree.map(lambda leaf: leaf + 1, template.stats))
+        with pytest.raises(CheckpointError, match="expected the model that the run started from"):
+            checkpoints.restore(other, plan, names)
 
 
-if __name__ == "__main__":
-    model, data, plans = make()
-    identity = run_identity(model, data, plans, SETTINGS)
-    with Checkpoints(sys.argv[1], identity, resume=True) as checkpoints:
-        train(
-            model,
-            data,
-            plans,
-            SETTINGS,
-            on_step=lambda number, state: print(number, flush=True),
-            checkpoints=checkpoints,
-            save_every=1,
-        )
-"""
+# ---------------------------------------------------------------------------------------------
+# Other devices
 
 
-def run_and_kill(script: Path, folder: Path, delay: float) -> None:
-    """Start the run, and kill it some time after its third step, when the first one is saved."""
-    with subprocess.Popen(
-        [sys.executable, str(script), str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        text=True,
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        lines = [process.stdout.readline() for _ in range(3)]
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert all(lines), process.stderr.read()
+LAYOUTS: dict[str, tuple[int, Any]] = {
+    "one device": (1, P()),
+    "four, replicated": (4, P()),
+    "eight, replicated": (8, P()),
+    "four, in pieces": (4, P("data")),
+    "eight, in pieces": (8, P("data")),
+}
 
 
-def test_a_run_that_is_killed_goes_on_from_its_last_whole_checkpoint(tmp_path: Path) -> None:
-    script, folder = tmp_path / "run.py", tmp_path / "checkpoints"
-    script.write_text(SCRIPT)
-    setup = runpy.run_path(str(script))
-    model, data, plans = setup["make"]()
-    identity = run_identity(model, data, plans, setup["SETTINGS"])
-    template = init_state(model, plans[0], plans[0].optimizer(1.0, schedule=lambda _: 1.0))
-    names = ["body/kernel", "head/kernel"]
-    rng, found = random.Random(0), {}
-    for _ in range(4):
-        run_and_kill(script, folder, rng.uniform(0.0, 0.25))
-        with Checkpoints(folder, identity, resume=True) as checkpoints:
-            progress = checkpoints.progress()
-            assert progress is not None
-            restored = checkpoints.restore(template, plans[0], names)
-        assert int(restored.step) == progress.number == len(progress.history)
-        assert progress.number > max(found, default=0)  # each run went on where the last one was
-        found[progress.number] = (fingerprint(restored.params), list(progress.history))
+def laid_out(state: TrainState, layout: str) -> TrainState:
+    """A state on some devices: what can be cut in equal pieces is, where the layout says so."""
+    count, spec = LAYOUTS[layout]
+    mesh = Mesh(np.asarray(jax.devices()[:count]), ("data",))
 
-    expected: dict[int, str] = {}
+    def put(leaf: jax.Array) -> jax.Array:
+        fits = leaf.ndim > 0 and leaf.shape[0] % count == 0
+        return jax.device_put(leaf, NamedSharding(mesh, spec if fits else P()))
 
-    def on_step(number: int, state: Any) -> None:
-        if number in found:
-            expected[number] = fingerprint(state.params)
-        if number == max(found):
-            raise Stop
+    return jax.tree.map(put, state)
 
-    with pytest.raises(Stop):
-        train(model, data, plans, setup["SETTINGS"], on_step=on_step)
-    assert {number: params for number, (params, _) in found.items()} == expected
-    histories: Sequence[list[Any]] = [history for _, history in found.values()]
-    assert all(history == histories[-1][: len(history)] for history in histories)
+
+@pytest.mark.parametrize("there", LAYOUTS)
+@pytest.mark.parametrize("here", ["eight, replicated", "one device", "four, in pieces"])
+def test_a_checkpoint_goes_onto_any_devices(here: str, there: str, tmp_path: Path) -> None:
+    model = small_model()
+    plan = full(model)
+    template = init_state(model, plan, plan.optimizer(1e-3), with_ema=True)
+    saved = laid_out(varied(template), here)
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        checkpoints.save(saved, NAMES, Progress(7, 0, ()))
+    like = laid_out(template, there)
+    with Checkpoints(tmp_path, {}, resume=True) as checkpoints:
+        restored = checkpoints.restore(like, plan, NAMES)
+    assert diff(jax.device_get(saved), jax.device_get(restored)).is_empty
+    for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
+        assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim) and leaf.committed
+
+
+def test_a_run_goes_on_with_the_same_examples_on_other_devices(tmp_path: Path) -> None:
+    model = small_model()
+    plan = full(model)
+    rng = np.random.default_rng(1)
+    images = rng.random((20, 8), np.float32)
+    labels = rng.integers(0, 3, 20).astype(np.int32)
+    tx = plan.optimizer(1e-2)
+    step = make_train_step(model.apply, cross_entropy(), tx, plan)
+
+    def steps(state: TrainState, layout: str, until: int) -> TrainState:
+        count, _ = LAYOUTS[layout]
+        mesh = Mesh(np.asarray(jax.devices()[:count]), ("data",))
+        while (done := int(state.step)) < until:
+            chosen = batch_indices(20, 8, done, 0)
+            batch = {"image": images[chosen], "label": labels[chosen]}
+            state, _ = step(state, jax.device_put(batch, NamedSharding(mesh, P("data"))))
+        return state
+
+    def start(layout: str) -> TrainState:
+        return laid_out(init_state(model, plan, tx), layout)
+
+    whole = steps(start("one device"), "one device", 6)
+    state = steps(start("eight, replicated"), "eight, replicated", 2)
+    for layout, until in (("one device", 3), ("four, in pieces", 5), ("four, replicated", 6)):
+        with Checkpoints(tmp_path, {}, resume=True) as checkpoints:
+            if checkpoints.progress() is not None:
+                checkpoints.restore(state, plan, NAMES)
+            checkpoints.save(state, NAMES, Progress(int(state.step), 0, ()))
+        with Checkpoints(tmp_path, {}, resume=True) as checkpoints:
+            state = steps(checkpoints.restore(start(layout), plan, NAMES), layout, until)
+    for name, leaf in flatten(state.params).items():
+        np.testing.assert_allclose(leaf, flatten(whole.params)[name], rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------
+# Which checkpoints are kept
+
+
+def saved_with(folder: Path, values: dict[int, float | None], **options: Any) -> Checkpoints:
+    """The closed checkpoints of a run with these values of its metric."""
+    model = small_model()
+    plan = full(model)
+    state = init_state(model, plan, plan.optimizer(1e-3))
+    with Checkpoints(folder, {}, resume=True, **options) as checkpoints:
+        for number, value in values.items():
+            metrics = None if value is None else {options["metric"]: value, "other": 0.0}
+            checkpoints.save(state, NAMES, Progress(number, 0, ()), metrics)
+    return checkpoints
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "options", "kept", "best"),
+    [
+        ("accuracy", [0.1, 0.9, 0.3, 0.4, 0.5], {"keep_best": 1}, [2, 4, 5], 2),
+        ("loss", [0.3, 0.9, 0.1, 0.4, 0.5], {"keep_best": 1}, [3, 4, 5], 3),
+        ("top1_error", [0.3, 0.2, 0.1, 0.4, 0.5], {"keep_best": 2, "keep": 1}, [2, 3, 5], 3),
+        ("accuracy", [0.7, 0.7, 0.7, 0.7, 0.7], {"keep_best": 1}, [1, 4, 5], 1),
+        ("accuracy", [None, 0.2, None, None, None], {"keep_best": 1}, [2, 4, 5], 2),
+        ("accuracy", [0.5, float("nan"), 0.2, 0.1, 0.1], {"keep_best": 1}, [1, 4, 5], 1),
+        ("accuracy", [0.1, 0.9, 0.3, 0.4, 0.5], {"keep_best": 0}, [4, 5], 5),
+        ("accuracy", [None] * 5, {"keep_best": 1}, [4, 5], None),
+    ],
+)
+def test_the_newest_checkpoints_and_the_best_are_kept(
+    metric: str,
+    values: list[float | None],
+    options: dict[str, Any],
+    kept: list[int],
+    best: int | None,
+    tmp_path: Path,
+) -> None:
+    # The run is left and resumed in between: the best one so far is known from the folder.
+    everything = dict(enumerate(values, start=1))
+    first = {number: everything[number] for number in (1, 2, 3)}
+    saved_with(tmp_path, first, metric=metric, **options)
+    rest = {number: everything[number] for number in (4, 5)}
+    checkpoints = saved_with(tmp_path, rest, metric=metric, **options)
+    assert steps_in(tmp_path) == kept
+    assert checkpoints.best_step() == best
+
+
+def test_the_best_checkpoint_can_be_restored_while_later_ones_are_there(tmp_path: Path) -> None:
+    model = small_model()
+    plan = full(model)
+    template = init_state(model, plan, plan.optimizer(1e-3))
+    with Checkpoints(tmp_path, {}, keep=1, keep_best=1, metric="accuracy") as checkpoints:
+        for number, value in ((1, 0.9), (2, 0.1), (3, 0.2)):
+            state = replace(template, step=jnp.int32(number))
+            history = tuple({"step": step} for step in range(1, number + 1))
+            checkpoints.save(state, NAMES, Progress(number, 0, history), {"accuracy": value})
+        best = checkpoints.best_step()
+        assert best == 1
+        assert checkpoints.progress(best) == Progress(1, 0, ({"step": 1},))
+        assert int(checkpoints.restore(template, plan, NAMES, best).step) == 1
+        # To go on from there would put a second history beside that of the later ones.
+        with pytest.raises(CheckpointError, match=r"save step 2 as the newest, found .* \[3\]"):
+            checkpoints.save(template, NAMES, Progress(2, 0, ()))
+        with pytest.raises(CheckpointError, match=r"of step 2, found those of \[1, 3\]"):
+            checkpoints.restore(template, plan, NAMES, 2)
+        assert int(checkpoints.restore(template, plan, NAMES).step) == 3
+
+
+def test_a_step_is_saved_once(tmp_path: Path) -> None:
+    model = small_model()
+    plan = full(model)
+    state = init_state(model, plan, plan.optimizer(1e-3))
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        checkpoints.save(state, NAMES, Progress(3, 0, ()))
+        checkpoints.save(state, NAMES, Progress(3, 0, ()))
+    with Checkpoints(tmp_path, {}, resume=True) as checkpoints:
+        checkpoints.restore(state, plan, NAMES)
+        before = contents_of(tmp_path)
+        checkpoints.save(state, NAMES, Progress(3, 0, ()))
+        checkpoints.wait()
+        assert contents_of(tmp_path) == before
+
+
+# ---------------------------------------------------------------------------------------------
+# The history
+
+
+def test_the_bytes_of_a_checkpoint_do_not_grow_with_the_history(tmp_path: Path) -> None:
+    model = small_model()
+    plan = full(model)
+    state = init_state(model, plan, plan.optimizer(1e-3))
+    history = tuple({"step": step, "loss": 1 / step} for step in range(1, 10_001))
+    with Checkpoints(tmp_path, {}, keep=3) as checkpoints:
+        for number in (1, 5000, 10_000):
+            checkpoints.save(state, NAMES, Progress(number, 0, history[:number]))
+    sizes = [bytes_in(tmp_path / str(number)) for number in (1, 5000, 10_000)]
+    # The database of the arrays takes a thousand bytes more or less from one write to the next.
+    assert max(sizes) < min(sizes) + 4000 < bytes_in(tmp_path / "history.jsonl") / 10
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert tuple(json.loads(line) for line in lines) == history
+    with Checkpoints(tmp_path, {}, resume=True) as checkpoints:
+        progress = checkpoints.progress()
+        assert progress is not None and progress.history == history
+
+
+def test_a_history_that_went_on_after_the_checkpoint_is_cut_off(
+    lp_ft_run: Run, tmp_path: Path
+) -> None:
+    lp_ft_run.stopped_at(7, tmp_path)
+    path = tmp_path / "history.jsonl"
+    with path.open("a") as file:  # written, and then killed before the checkpoint
+        file.write('{"step": 7, "loss": 99.0}\n{"step": 8, "lo')
+    expected = lp_ft_run.whole()
+    assert_same(lp_ft_run.into(tmp_path), expected)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == expected[1]

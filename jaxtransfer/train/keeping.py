@@ -1,0 +1,45 @@
+"""Which checkpoints are kept: the newest ones, and the best ones by a metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class Preservation:
+    """Which checkpoints Orbax keeps: the newest ones, and the best ones of those with a score."""
+
+    def __init__(self, newest: int, best: int) -> None:
+        self.newest = newest
+        self.best = best
+        self.scores: dict[int, float] = {}
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each checkpoint, in order of their steps, whether it is kept."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = [step for step in best_of(self.scores) if step in steps]
+        kept = {*sorted(steps)[-self.newest :], *best[: self.best]}
+        return [step in kept for step in steps]
+
+
+def best_of(scores: Mapping[int, float]) -> list[int]:
+    """Steps by their scores, the best first, of equals the earlier one first."""
+    return sorted(scores, key=lambda number: (-scores[number], number))
+
+
+def score_of(record: Mapping[str, Any]) -> float | None:
+    """A checkpoint's value of its run's metric, turned so that more is better, if it has one."""
+    value = (record.get("metrics") or {}).get(record.get("metric"))
+    if value is None or not math.isfinite(value):
+        return None
+    return -value if lower_is_better(record["metric"]) else value
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric's name says that less of it is better.
+
+    >>> lower_is_better("loss"), lower_is_better("accuracy")
+    (True, False)
+    """
+    return any(word in metric.lower() for word in ("loss", "error", "perplexity", "divergence"))
