@@ -50,7 +50,7 @@ class ArrayData:
         """
         return replace(self, images=check_images(self.images, preprocess))
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def read(self, indices: np.ndarray) -> dict[str, Any]:
         """The examples at these positions as a batch of `image` and `label`."""
         return {"image": self.images[indices], "label": take_labels(self.labels, indices)}
 

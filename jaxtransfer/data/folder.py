@@ -108,9 +108,8 @@ def image_folder(
     chosen = [
         listed[name][i] for name, positions in slice_indices(counts, split) for i in positions
     ]
-    files, skipped = check_files(root, [file for file, _ in chosen], unreadable)
-    kept = dict(chosen)
-    labels = np.array([names.index(kept[file]) for file in files.names], np.int32)
+    files, kept, skipped = check_files(root, [file for file, _ in chosen], unreadable)
+    labels = np.array([names.index(chosen[i][1]) for i in kept], np.int32)
     return stored_data(files, labels, names, skipped)
 
 
@@ -170,8 +169,8 @@ def _is_image(name: str) -> bool:
 
 def check_files(
     root: Path, names: Sequence[str], unreadable: str
-) -> tuple[ImageFiles, tuple[str, ...]]:
-    """The files that can be read, and for each of the others its path and why it cannot.
+) -> tuple[ImageFiles, np.ndarray, tuple[str, ...]]:
+    """The files that can be read, their positions, and why each of the others cannot be read.
 
     Args:
         root: the folder that `names` are relative to.
@@ -194,7 +193,7 @@ def check_files(
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(check, names))
     problems = tuple(result for result in results if isinstance(result, str))
-    good = [(n, r) for n, r in zip(names, results, strict=True) if not isinstance(r, str)]
+    good = {i: size for i, size in enumerate(results) if isinstance(size, int)}
     listing = "\n - ".join(problems)
     if problems and (unreadable == "refuse" or not good):
         raise DataError(
@@ -206,7 +205,8 @@ def check_files(
             f"{root}: {len(problems)} of {len(names)} files are left out:\n - {listing}",
             stacklevel=3,
         )
-    return ImageFiles(root, tuple(n for n, _ in good), tuple(r for _, r in good)), problems
+    files = ImageFiles(root, tuple(names[i] for i in good), tuple(good.values()))
+    return files, np.array([*good], int), problems
 
 
 def _check_all(path: Path) -> int:

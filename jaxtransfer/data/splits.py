@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxtransfer.data.source import Data
 from jaxtransfer.errors import DataError
 
 BOUND = r"(?:-?\d[\d_]*(?:\.\d+)?%|-?\d[\d_]*)?"
@@ -63,6 +64,33 @@ def slice_indices(counts: Mapping[str, int], spec: str) -> list[tuple[str, np.nd
             f"split {spec!r}: expected at least one example of {dict(counts)}, found none"
         )
     return chosen
+
+
+def slice_split(data: Data | Mapping[str, Data], spec: str) -> Data:
+    """The examples that a text such as `train[:80%]` stands for.
+
+    Args:
+        data: examples, which are called "train" whatever they are, or a dict of splits by name.
+        spec: as `slice_indices` says; all its slices are of one split.
+
+    Raises:
+        DataError: as `slice_indices` says, or there are slices of several splits.
+
+    Example:
+        `slice_split(data, "train[:80%]")` and `slice_split(data, "train[80%:]")`
+    """
+    splits = data if isinstance(data, Mapping) else {"train": data}
+    terms = slice_indices({name: len(one) for name, one in splits.items()}, spec)
+    parts: dict[str, list[np.ndarray]] = {}
+    for name, positions in terms:
+        parts.setdefault(name, []).append(positions)
+    if len(parts) > 1:
+        raise DataError(
+            f"split {spec!r}: expected slices of one split, found {sorted(parts)}; name several to "
+            "the function that reads the data"
+        )
+    ((name, positions),) = parts.items()
+    return splits[name].take(np.concatenate(positions))
 
 
 def _parse(spec: str) -> list[re.Match[str]]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxtransfer.data.folder import check_files
@@ -54,9 +53,6 @@ def image_table(
     table = Path(path)
     columns = _read_columns(table)
     names = [name + suffix for name in _column(columns, image, table)]
-    twice = sorted({name for name in names if names.count(name) > 1}) if _repeats(names) else []
-    if twice:
-        raise DataError(f"{table}: expected each image once, found again: {', '.join(twice[:5])}")
 
     def read(label: Any, kind: Any, classes: Any) -> tuple[Any, Any]:
         return _read_labels(columns, label, kind, classes, separator, table)
@@ -73,7 +69,66 @@ def image_table(
     terms = slice_indices({"train": len(names)}, split)
     chosen = np.concatenate([positions for _, positions in terms])
     folder = table.parent if root is None else Path(root)
-    files, skipped = check_files(folder, [names[i] for i in chosen], unreadable)
-    row = {name: i for i, name in enumerate(names)}
-    kept = np.array([row[name] for name in files.names])
-    return stored_data(files, take_labels(labels, kept), classes, skipped)
+    files, kept, skipped = check_files(folder, [names[i] for i in chosen], unreadable)
+    return stored_data(files, take_labels(labels, chosen[kept]), classes, skipped)
+
+
+def _read_columns(table: Path) -> dict[str, list[str]]:
+    """The cells of each column; empty rows are left out."""
+    try:
+        # Spreadsheets put a mark of byte order before the first name.
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file, strict=True) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: expected a table in UTF-8, found: {error}") from error
+    names = rows[0] if rows else []
+    wrong = [i for i, row in enumerate(rows, start=1) if len(row) != len(names)]
+    if len(rows) < 2 or len(set(names)) < len(names) or wrong:
+        raise DataError(
+            f"{table}: expected names of columns, each once, and rows with as many cells, found "
+            f"{len(rows)} rows with the names {names}; other lengths have the rows {wrong[:10]}"
+        )
+    return {name: [row[i] for row in rows[1:]] for i, name in enumerate(names)}
+
+
+def _column(columns: Mapping[str, list[str]], name: str, table: Path) -> list[str]:
+    if name not in columns:
+        raise DataError(f"{table}: expected a column {name!r}, found {', '.join(columns)}")
+    return columns[name]
+
+
+def _read_labels(
+    columns: Mapping[str, list[str]],
+    label: str | Sequence[str],
+    kind: str,
+    classes: Any,
+    separator: str,
+    table: Path,
+) -> tuple[np.ndarray, Any]:
+    """The labels that one or several columns hold, and the names of their classes."""
+    several = [label] if isinstance(label, str) else list(label)
+    cells = [_column(columns, name, table) for name in several]
+    if kind == "classes" and len(cells) == 1:
+        return read_targets(cells[0], classes or _sorted_names(cells[0]), kind)
+    if kind == "multi_label" and isinstance(label, str):
+        lists = [[part for part in cell.split(separator) if part] for cell in cells[0]]
+        return multi_hot(lists, classes or _sorted_names([one for row in lists for one in row]))
+    if kind == "classes":
+        raise DataError(f"label: expected one column for classes, found {several}")
+    rows = np.array([[_number(cell, table) for cell in row] for row in zip(*cells, strict=True)])
+    if kind == "multi_label":
+        return read_targets(rows, classes or several, kind)
+    return read_targets(rows[:, 0] if isinstance(label, str) else rows, classes, kind)
+
+
+def _number(cell: str, table: Path) -> float:
+    try:
+        return float(cell)
+    except ValueError as error:
+        raise DataError(f"{table}: expected numbers as labels, found {cell!r}") from error
+
+
+def _sorted_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names that occur, sorted; as numbers where all of them are whole numbers."""
+    are_numbers = all(name.isascii() and name.isdecimal() for name in names)
+    return tuple(sorted(set(names), key=(lambda name: (int(name), name)) if are_numbers else None))
