@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxtransfer.data.arrays import batch_indices
 from jaxtransfer.data.source import Data
+from jaxtransfer.data.stored import StoredData, check_forms
 from jaxtransfer.errors import DataError
 
 Batch = dict[str, Any]
@@ -228,7 +229,7 @@ def read_batches(
     """
     weights = _weights if weigh else _no_weights
     if data.in_memory:
-        return ({**data.read(i), **weights(i)} for i in map(indices_of, steps))
+        return ({**data.read(np.maximum(i, 0)), **weights(i)} for i in map(indices_of, steps))
     return _Reader(data, indices_of, steps, workers, weights)
 
 
@@ -275,7 +276,7 @@ class _Reader(Iterator[Batch]):
         import grain
 
         self._rows = len(indices_of(steps.start)) if len(steps) else 1
-        self._weights = weights
+        self._weights, self._data = weights, data
         ahead = max(READ_AHEAD * self._rows, workers.threads) if workers.threads else 0
         examples = grain.MapDataset.range(len(steps) * self._rows)
         examples = examples.map(_Example(data, indices_of, steps, self._rows))
@@ -291,8 +292,14 @@ class _Reader(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         read = [next(self._examples) for _ in range(self._rows)]
+        indices = np.array([index for index, _ in read])
+        check_forms([example["image"] for _, example in read], lambda i: self._name(indices[i]))
         batch = jax.tree.map(lambda *rows: np.stack(rows), *(example for _, example in read))
-        return {**batch, **self._weights(np.array([index for index, _ in read]))}
+        return {**batch, **self._weights(indices)}
+
+    def _name(self, index: int) -> str:
+        named = isinstance(self._data, StoredData)
+        return self._data.name(max(index, 0)) if named else f"example {index}"
 
     def close(self) -> None:
         self._examples.close()
@@ -320,8 +327,7 @@ def choose_workers(data: Data, indices: np.ndarray) -> tuple[Workers, str]:
     Returns:
         The workers, and a sentence with the figures.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = [0] + [2**i for i in range(1, 10) if 2**i <= max(2 * (cores or 1), 2)]
+    threads = [0] + [2**i for i in range(1, 10) if 2**i <= 2 * _cores()]
     data.read(indices[:1])  # what is imported and opened with the first image
     rates = {count: _images_a_second(data, indices, count) for count in threads}
     chosen = 0
@@ -330,6 +336,12 @@ def choose_workers(data: Data, indices: np.ndarray) -> tuple[Workers, str]:
             chosen = count
     figures = ", ".join(f"{rate:.0f} with {count}" for count, rate in rates.items())
     return Workers(chosen), f"{chosen} threads: images a second are {figures}"
+
+
+def _cores() -> int:
+    """The number of processor cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # which macOS has not
+    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
 def _images_a_second(data: Data, indices: np.ndarray, threads: int) -> float:

@@ -107,10 +107,12 @@ def _parse(spec: str) -> list[re.Match[str]]:
 def _bound(text: str | None, count: int, default: int, spec: str) -> int:
     if not text:
         return default
-    value = round(float(text[:-1]) * count / 100) if text.endswith("%") else int(text)
-    if abs(value) > count:
+    is_share = text.endswith("%")
+    value = float(text[:-1]) if is_share else int(text)
+    if abs(value) > (100 if is_share else count):
         raise DataError(f"split {spec!r}: expected bounds within {count} examples, found {text}")
-    return value + count if value < 0 else value
+    position = round(value * count / 100) if is_share else int(value)
+    return position + count if position < 0 else position
 
 
 def stratified_split(

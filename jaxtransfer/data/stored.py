@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
@@ -105,18 +106,8 @@ class StoredData:
             DataError: an image cannot be read, or has another shape than the first one.
         """
         images = [self.image(int(index)) for index in indices]
-        self.check_shapes(images, indices)
+        check_forms(images, lambda i: self.name(int(indices[i])))
         return {"image": np.stack(images), "label": take_labels(self.labels, indices)}
-
-    def check_shapes(self, images: list[np.ndarray], indices: np.ndarray) -> None:
-        """Raise a `DataError` that names the first image of another shape than the one before."""
-        for i, image in enumerate(images[1:], start=1):
-            if (image.shape, image.dtype) != (images[0].shape, images[0].dtype):
-                raise DataError(
-                    f"{self.name(int(indices[i]))}: expected the shape and dtype of "
-                    f"{self.name(int(indices[0]))}, {images[0].shape} {images[0].dtype}, found "
-                    f"{image.shape} {image.dtype}; give a preprocessing with size and channels"
-                )
 
     def load(self, preprocess: Preprocess | None = None) -> ArrayData:
         """All images decoded into memory, on all cores.
@@ -128,16 +119,31 @@ class StoredData:
             DataError: as `read` says.
         """
         data = self if preprocess is None else self.ready(preprocess)
-        everything = np.arange(len(data))
         with ThreadPoolExecutor() as pool:
-            images = list(pool.map(data.image, everything.tolist()))
-        data.check_shapes(images, everything)
+            images = list(pool.map(data.image, range(len(data))))
+        check_forms(images, data.name)
         return ArrayData(np.stack(images), data.labels, data.classes)
 
     def fingerprint(self) -> str:
         """A hash of the store, of which examples of it these are, and of their labels."""
         chosen = fingerprint({"positions": self.positions, "labels": self.labels})
         return hashlib.sha256(f"{self.store.fingerprint()} {chosen}".encode()).hexdigest()
+
+
+def check_forms(images: Sequence[np.ndarray], name: Callable[[int], str]) -> None:
+    """Raise a `DataError` that names the first image whose shape or dtype is not the first one's.
+
+    Args:
+        images: images of one batch.
+        name: what messages call the image at a position.
+    """
+    forms = [f"{image.shape} {image.dtype}" for image in images]
+    wrong = next((i for i, form in enumerate(forms) if form != forms[0]), None)
+    if wrong is not None:
+        raise DataError(
+            f"{name(wrong)}: expected the shape and dtype of {name(0)}, {forms[0]}, found "
+            f"{forms[wrong]}; give a preprocessing with size and channels"
+        )
 
 
 def stored_data(
