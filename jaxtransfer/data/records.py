@@ -43,7 +43,15 @@ class RecordImages:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Any:
-        return _as_stored(self.image(self.records[index]), self.name(index))
+        record = self.records[index]
+        try:
+            image = self.image(record)
+        except (KeyError, IndexError, TypeError) as error:
+            found = sorted(record) if isinstance(record, dict) else type(record).__name__
+            raise DataError(
+                f"{self.name(index)}: expected an image, found {found}: no {error}"
+            ) from error
+        return _as_stored(image, self.name(index))
 
     def name(self, index: int) -> str:
         """The number of a record, after the title."""
