@@ -63,8 +63,8 @@ def numbers(batches: Any) -> list[list[int]]:
     return found
 
 
-def threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if "grain" in thread.name}
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if "grain" in thread.name}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -165,12 +165,12 @@ def test_closing_ends_the_threads() -> None:
     before = threads()
     batches = Loader(stored(), 3, 0, 3).batches(0)
     next(batches)
-    assert threads() > before
+    started = threads() - before
+    assert started
     batches.close()
-    for thread in threading.enumerate():
-        if thread.name not in before and "grain" in thread.name:
-            thread.join(5)
-    assert threads() == before
+    for thread in started:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in started)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -213,7 +213,7 @@ def test_the_number_of_workers_is_measured_once_and_said(
     def rate(data: Any, indices: np.ndarray, threads: int) -> float:
         measured.append(threads)
         assert len(indices) == 8
-        return rates[threads]
+        return rates[threads] / (1 + measured.count(threads) % 2)  # the first time is slow
 
     monkeypatch.setattr(loader, "_images_a_second", rate)
     monkeypatch.setattr(loader, "_cores", lambda: 2)
@@ -223,7 +223,7 @@ def test_the_number_of_workers_is_measured_once_and_said(
             assert len(next(batches)["label"]) == 4
     assert chosen.choice[0] == Workers(2)  # 4 are hardly better
     assert chosen.choice[1] == "2 threads: images a second are 100 with 0, 205 with 2, 210 with 4"
-    assert measured == [0, 2, 4]
+    assert measured == [0, 2, 4] * 2
 
 
 def test_the_measurement_reads_and_leaves_no_thread(
