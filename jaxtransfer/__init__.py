@@ -7,7 +7,22 @@
 """
 
 from jaxtransfer.data import ArrayData as ArrayData
+from jaxtransfer.data import Loader as Loader
+from jaxtransfer.data import StoredData as StoredData
+from jaxtransfer.data import Workers as Workers
+from jaxtransfer.data import evaluation_batches as evaluation_batches
+from jaxtransfer.data import few_shot as few_shot
+from jaxtransfer.data import grain_data as grain_data
+from jaxtransfer.data import huggingface_data as huggingface_data
+from jaxtransfer.data import image_folder as image_folder
+from jaxtransfer.data import image_table as image_table
+from jaxtransfer.data import k_folds as k_folds
 from jaxtransfer.data import load_digits as load_digits
+from jaxtransfer.data import multi_hot as multi_hot
+from jaxtransfer.data import prefetch_to_device as prefetch_to_device
+from jaxtransfer.data import slice_split as slice_split
+from jaxtransfer.data import stratified_split as stratified_split
+from jaxtransfer.data import tfds_data as tfds_data
 from jaxtransfer.errors import JaxTransferError as JaxTransferError
 from jaxtransfer.evaluate.comparison import Budget as Budget
 from jaxtransfer.evaluate.comparison import Comparison as Comparison

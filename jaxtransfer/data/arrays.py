@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.data.preprocess import check_images
+from jaxtransfer.data.targets import Targets, as_array, read_targets, take_labels
 from jaxtransfer.errors import DataError
 from jaxtransfer.models import Preprocess
 from jaxtransfer.tree import fingerprint
+from jaxtransfer.types import PyTree
 
 
 @dataclass(frozen=True)
@@ -22,21 +25,22 @@ class ArrayData:
 
     Attributes:
         images: shape (count, …), for images (count, height, width, channel).
-        labels: shape (count,), int32, from 0.
-        classes: the names of the classes, or `None` where they have none.
+        labels: shape (count,), int32, from 0, for classes; float32 of shape (count, classes) for
+            several labels an example; float32 for numbers; a dict of these for several tasks.
+        classes: the names of the classes, or `None` where they have none; for several tasks a dict.
     """
 
     images: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...] | None = None
+    labels: PyTree
+    classes: Any = None
     in_memory: ClassVar[bool] = True
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
 
     def take(self, indices: np.ndarray) -> ArrayData:
         """The examples at these positions, in this order."""
-        return ArrayData(self.images[indices], self.labels[indices], self.classes)
+        return ArrayData(self.images[indices], take_labels(self.labels, indices), self.classes)
 
     def ready(self, preprocess: Preprocess) -> ArrayData:
         """The same examples with a channel axis, checked against what a network expects.
@@ -46,73 +50,51 @@ class ArrayData:
         """
         return replace(self, images=check_images(self.images, preprocess))
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def read(self, indices: np.ndarray) -> dict[str, Any]:
         """The examples at these positions as a batch of `image` and `label`."""
-        return {"image": self.images[indices], "label": self.labels[indices]}
+        return {"image": self.images[indices], "label": take_labels(self.labels, indices)}
 
     def fingerprint(self) -> str:
         """The hash of all images and labels."""
         return fingerprint({"images": self.images, "labels": self.labels})
 
 
-def as_array_data(data: Any, classes: Sequence[str] | None = None) -> ArrayData:
+def as_array_data(data: Any, classes: Any = None, targets: Targets = "classes") -> ArrayData:
     """`(images, labels)` as checked arrays.
 
     Args:
-        data: a pair of arrays, or an `ArrayData`. Labels are integers from 0, or names.
+        data: a pair of arrays, or an `ArrayData`. Labels are what `targets` says.
         classes: the names of the classes; where labels are names and this is `None`, the names that
-            occur, sorted.
+            occur, sorted. For tasks a dict of them.
+        targets: what the labels are: "classes" for integers from 0, or names; "multi_label" for
+            numbers from 0 to 1, shape (count, classes); "values" for numbers to be predicted, shape
+            (count,) or (count, outputs); or one of these for each task, for a dict of labels.
 
     Raises:
         DataError: the lengths differ, there is no example, images are no numbers or hold NaN,
-            labels are neither integers from 0 nor names, a label is not among the classes, a class
-            is named twice, or `classes` are not those that an `ArrayData` has already.
+            labels are not what `targets` says, a label is not among the classes, a class is named
+            twice, or `classes` are not those that an `ArrayData` has already.
     """
-    names = None if classes is None else tuple(map(str, classes))
     if isinstance(data, ArrayData):
-        if names is not None and data.classes not in (None, names):
+        given = classes if classes is None or isinstance(classes, Mapping) else tuple(classes)
+        if given is not None and data.classes not in (None, given):
             raise DataError(
-                f"classes: expected those of the data, {data.classes}, found {names}; leave them "
+                f"classes: expected those of the data, {data.classes}, found {given}; leave them "
                 "out, or give (images, labels) with the labels in the new order"
             )
-        data, names = (data.images, data.labels), names or data.classes
+        data, classes = (data.images, data.labels), given or data.classes
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise DataError(f"data: expected a pair (images, labels), found {type(data).__name__}")
-    if names is not None and len(set(names)) < len(names):
-        raise DataError(f"classes: expected each name once, found {names}")
-    images, labels = _as_array(data[0], "images"), _as_array(data[1], "labels")
-    if labels.ndim != 1 or images.ndim < 2 or len(images) != len(labels) or len(labels) == 0:
+    images = as_array(data[0], "images")
+    labels, names = read_targets(data[1], classes, targets)
+    shapes = [one.shape for one in jax.tree.leaves(labels)]
+    if images.ndim < 2 or not len(images) or any(shape[0] != len(images) for shape in shapes):
         raise DataError(
-            "data: expected images of shape (count, height, width, channel) and labels of shape "
-            f"(count,), found {images.shape} and {labels.shape}; convert one-hot rows by "
-            "labels.argmax(axis=1), and add an axis to a single image"
+            "data: expected images of shape (count, height, width, channel) and as many labels, "
+            f"found {images.shape} and {', '.join(map(str, shapes))}; add an axis to a single image"
         )
     _check_numbers(images)
-    if labels.dtype.kind in "US":
-        labels = np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
-        names = tuple(map(str, np.unique(labels))) if names is None else names
-        return ArrayData(images, _positions(labels, names), names)
-    if labels.dtype.kind not in "iu" or labels.min() < 0:
-        low = f" from {labels.min()}" if labels.dtype.kind in "iuf" else ""
-        raise DataError(
-            f"labels: expected integers from 0, or names, found {labels.dtype}{low}; number the "
-            "classes from 0, or name them"
-        )
-    if names is not None and labels.max() >= len(names):
-        raise DataError(
-            f"labels: expected less than {len(names)}, the number of classes, found {labels.max()}"
-        )
-    return ArrayData(images, labels.astype(np.int32), names)
-
-
-def _as_array(values: Any, what: str) -> np.ndarray:
-    try:
-        array = np.asarray(values)
-        if array.dtype == object and what == "labels" and all(isinstance(v, str) for v in values):
-            return array.astype(str)  # as a column of text comes from a table
-    except ValueError as error:
-        raise DataError(f"{what}: expected an array, found rows of several lengths") from error
-    return array
+    return ArrayData(images, labels, names)
 
 
 def _check_numbers(images: np.ndarray) -> None:
@@ -124,14 +106,6 @@ def _check_numbers(images: np.ndarray) -> None:
             f"images: expected finite numbers, found NaN or infinity in image {first}; mend it or "
             "leave it out"
         )
-
-
-def _positions(labels: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    position = {name: i for i, name in enumerate(names)}
-    unknown = sorted({str(label) for label in labels} - set(position))
-    if unknown:
-        raise DataError(f"labels: expected names among {', '.join(names)}, found {unknown}")
-    return np.array([position[str(label)] for label in labels], np.int32)
 
 
 def few_shot(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:

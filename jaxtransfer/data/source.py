@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from jaxtransfer.models import Preprocess
+from jaxtransfer.types import PyTree
 
 
 @runtime_checkable
@@ -15,14 +16,15 @@ class Data(Protocol):
 
     Attributes:
         labels: all labels, the first axis of length `len(data)`: integers from 0 of shape (count,)
-            for classes, shape (count, outputs) for several labels or numbers an example.
-        classes: the names of the classes, or `None` where they have none.
+            for classes, shape (count, outputs) for several labels or numbers an example; for
+            several tasks a dict of these.
+        classes: the names of the classes, or `None` where they have none; for several tasks a dict.
         in_memory: whether `read` costs no more than indexing an array; what is not in memory is
             read ahead by other threads or processes.
     """
 
-    labels: np.ndarray
-    classes: tuple[str, ...] | None
+    labels: PyTree
+    classes: Any
     in_memory: bool
 
     def __len__(self) -> int: ...
@@ -39,7 +41,7 @@ class Data(Protocol):
         """
         ...
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def read(self, indices: np.ndarray) -> dict[str, Any]:
         """The examples at these positions as a batch: `image`, `label`, and what else there is."""
         ...
 
