@@ -7,6 +7,7 @@
 """
 
 from jaxtransfer.data import ArrayData as ArrayData
+from jaxtransfer.data import augment as augment
 from jaxtransfer.data import load_digits as load_digits
 from jaxtransfer.errors import JaxTransferError as JaxTransferError
 from jaxtransfer.evaluate.comparison import Budget as Budget
