@@ -75,7 +75,8 @@ def adjust_contrast(images: jax.Array, factor: ArrayLike) -> jax.Array:
     Raises:
         DataError: there are neither one nor three channels.
     """
-    mean = jnp.mean(luma(images), axis=(1, 2, 3), keepdims=True)
+    # The luma of the mean is the mean of the luma, and far less work.
+    mean = luma(jnp.mean(images, axis=(1, 2), keepdims=True))
     return blend(mean, images, per_image(images, factor))
 
 
@@ -110,8 +111,8 @@ def adjust_hue(images: jax.Array, shift: ArrayLike) -> jax.Array:
     if grey.shape == images.shape:
         return images
     red, green, blue = images[..., 0], images[..., 1], images[..., 2]
-    value = jnp.max(images, axis=-1)
-    chroma = value - jnp.min(images, axis=-1)
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     divisor = jnp.where(chroma > 0, chroma, 1)
     sixths = jnp.where(
         value == red,
@@ -119,10 +120,14 @@ def adjust_hue(images: jax.Array, shift: ArrayLike) -> jax.Array:
         jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
     sixths = sixths + 6 * per_image(images, shift)[..., 0]
-    # Each channel is the value, less the chroma in the share of the circle that is far from it.
-    position = (sixths[..., jnp.newaxis] + jnp.array([5, 3, 1], jnp.float32)) % 6
-    far = jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
-    return value[..., jnp.newaxis] - chroma[..., jnp.newaxis] * far
+
+    def channel(offset: float) -> jax.Array:
+        """The value, less the chroma in the share of the circle that is far from this channel."""
+        position = (sixths + offset) / 6
+        position = 6 * (position - jnp.floor(position))  # several times as fast as a remainder
+        return value - chroma * jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
+
+    return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
 
 
 @dataclass(frozen=True)

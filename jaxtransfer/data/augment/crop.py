@@ -102,7 +102,8 @@ def _resampling(
     centres = start + (jnp.arange(wanted, dtype=jnp.float32)[:, jnp.newaxis] + 0.5) * step
     pixels = jnp.arange(size, dtype=jnp.float32) + 0.5
     inside = (pixels > start) & (pixels < start + length)
-    weights = kernel(jnp.abs(pixels - centres) / jnp.maximum(step, 1)) * inside
+    weights = kernel(jnp.abs(pixels - centres) / jnp.maximum(step, 1))
+    weights = jnp.where(inside, weights, 0)
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 

@@ -78,22 +78,24 @@ def equalize(images: jax.Array) -> jax.Array:
     Source: Pillow's `ImageOps.equalize`, to the byte.
     """
     count, height, width, channels = as_images(images).shape
-    levels = jnp.moveaxis(_as_bytes(images).astype(jnp.int32), 3, 1)
-    levels = levels.reshape(count, channels, height * width)
-    histogram = jax.vmap(jax.vmap(_histogram))(levels)
-    highest = jnp.max(levels, axis=-1, keepdims=True)
+    levels = _as_bytes(images).astype(jnp.int32).reshape(count, height * width, channels)
+    # Each channel has a part of one table for itself.
+    places = levels + LEVELS * jnp.arange(channels, dtype=jnp.int32)
+    size = channels * LEVELS
+    histogram = jax.vmap(
+        lambda place: jnp.zeros(size, jnp.int32).at[place].add(1, mode="promise_in_bounds")
+    )(places.reshape(count, -1)).reshape(count, channels, LEVELS)
+    highest = jnp.max(levels, axis=1)[..., jnp.newaxis]
     others = height * width - jnp.take_along_axis(histogram, highest, axis=-1)
     step = others // (LEVELS - 1)
     below = jnp.cumsum(histogram, axis=-1) - histogram
     curve = jnp.clip((below + step // 2) // jnp.maximum(step, 1), 0, LEVELS - 1)
-    curve = curve.astype(jnp.float32) / (LEVELS - 1)
-    found = jnp.take_along_axis(curve, levels, axis=-1, mode="promise_in_bounds")
-    equalized = jnp.moveaxis(found.reshape(count, channels, height, width), 1, 3)
-    return jnp.where(jnp.moveaxis(step[..., jnp.newaxis], 1, 3) > 0, equalized, images)
-
-
-def _histogram(levels: jax.Array) -> jax.Array:
-    return jnp.zeros(LEVELS, jnp.int32).at[levels].add(1, mode="promise_in_bounds")
+    curve = curve.astype(jnp.float32).reshape(count, size) / (LEVELS - 1)
+    equalized = jax.vmap(lambda table, place: table.at[place].get(mode="promise_in_bounds"))(
+        curve, places
+    )
+    is_spread = jnp.moveaxis(step, 1, 2)[:, jnp.newaxis] > 0
+    return jnp.where(is_spread, equalized.reshape(images.shape), images)
 
 
 def _as_bytes(images: jax.Array) -> jax.Array:

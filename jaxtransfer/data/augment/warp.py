@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtransfer.data.augment.base import ImageAugment, as_images, per_image, range_rule, require
 
 Fill = float | tuple[float, ...]
+ROUNDING = 1e-4  # pixels, many times what float32 is off by in an image of thousands
 
 
 def affine(images: jax.Array, matrices: ArrayLike, fill: Fill = 0.0) -> jax.Array:
@@ -47,7 +48,9 @@ def affine(images: jax.Array, matrices: ArrayLike, fill: Fill = 0.0) -> jax.Arra
     x = jnp.arange(width, dtype=jnp.float32) + 0.5
     y = jnp.arange(height, dtype=jnp.float32)[:, jnp.newaxis] + 0.5
     column, row = (m[:, 0] * x + m[:, 1] * y + m[:, 2] for m in (matrices[:, 0], matrices[:, 1]))
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    # A right angle puts pixels on the very rim; rounding must not decide which of them are inside.
+    x, y = column + ROUNDING, row + ROUNDING
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     sampled = _bilinear(images, row - 0.5, column - 0.5)
     return jnp.where(inside[..., jnp.newaxis], sampled, colour)
 
