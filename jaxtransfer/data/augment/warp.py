@@ -68,9 +68,12 @@ def _bilinear(images: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array
         found = jax.vmap(lambda image, i: image.at[i].get(mode="promise_in_bounds"))(pixels, index)
         return found.reshape(*row.shape, channels)
 
-    upper = at(top, left) * (1 - right) + at(top, left + 1) * right
-    lower = at(top + 1, left) * (1 - right) + at(top + 1, left + 1) * right
-    return upper * (1 - down) + lower * down
+    def between(one: jax.Array, other: jax.Array, share: jax.Array) -> jax.Array:
+        return one + share * (other - one)  # never beyond 0 or 1, as two products might add up to
+
+    upper = between(at(top, left), at(top, left + 1), right)
+    lower = between(at(top + 1, left), at(top + 1, left + 1), right)
+    return between(upper, lower, down)
 
 
 def affine_matrices(
