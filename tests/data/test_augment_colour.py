@@ -99,7 +99,9 @@ def test_each_image_has_its_own_value(name: str):
     values = jnp.linspace(0.1, 0.45, 5)
     together = change(MANY, values)
     for i in range(5):
-        np.testing.assert_allclose(together[i : i + 1], change(MANY[i : i + 1], values[i]), atol=1e-6)
+        np.testing.assert_allclose(
+            together[i : i + 1], change(MANY[i : i + 1], values[i]), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
@@ -158,10 +160,14 @@ def test_hue_turns_back(shift: float):
 
 def test_jitter_draws_its_factors_from_its_bounds():
     dark = jnp.full((4000, 1, 1, 1), 0.25)
-    factors = np.asarray(jax.jit(augment.ColorJitter(brightness=0.4).on_images)(KEY, dark)).ravel() / 0.25
+    factors = (
+        np.asarray(jax.jit(augment.ColorJitter(brightness=0.4).on_images)(KEY, dark)).ravel() / 0.25
+    )
     assert 0.6 <= factors.min() < 0.61 and 1.39 < factors.max() <= 1.4 + 1e-6
     assert abs(factors.mean() - 1) < 4 * 0.8 / np.sqrt(12 * 4000)
-    wide = np.asarray(jax.jit(augment.ColorJitter(brightness=1.5).on_images)(KEY, dark)).ravel() / 0.25
+    wide = (
+        np.asarray(jax.jit(augment.ColorJitter(brightness=1.5).on_images)(KEY, dark)).ravel() / 0.25
+    )
     assert wide.min() >= 0 and abs(wide.mean() - 1.25) < 4 * 2.5 / np.sqrt(12 * 4000)
 
 

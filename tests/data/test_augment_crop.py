@@ -129,9 +129,7 @@ def test_random_crops_are_parts_of_the_padded_images():
     assert ((counts - 40) ** 2 / 40).sum() < 45  # chi-squared of 19 degrees: 99.9 % are below 44
 
 
-@pytest.mark.parametrize(
-    ("kind", "axis"), [(augment.HorizontalFlip, 2), (augment.VerticalFlip, 1)]
-)
+@pytest.mark.parametrize(("kind", "axis"), [(augment.HorizontalFlip, 2), (augment.VerticalFlip, 1)])
 def test_flips(kind: Any, axis: int):
     images = jnp.asarray(PHOTOS)
     flipped = kind(1.0).on_images(KEY, images)
@@ -152,6 +150,8 @@ def test_flips(kind: Any, axis: int):
 def test_crops_keep_range(seed: int, one: Any, other: Any, interpolation: Any):
     photos = np.random.default_rng(seed).integers(0, 2, PHOTOS.shape).astype(np.float32)
     corner, far = np.minimum(one, other), np.maximum(one, other) + 1
-    found = np.asarray(resized_crop(photos, np.concatenate([corner, far - corner]), 5, interpolation))
+    found = np.asarray(
+        resized_crop(photos, np.concatenate([corner, far - corner]), 5, interpolation)
+    )
     assert found.shape == (3, 5, 5, 2) and found.dtype == np.float32
     assert found.min() >= 0 and found.max() <= 1 and np.isfinite(found).all()

@@ -133,8 +133,8 @@ def test_mixed_labels_add_up_and_images_keep_range(name: str, seed: int):
         np.testing.assert_allclose(changed, changed[0], rtol=0, atol=1e-6)
 
 
-def shares_of(mix: augment.Augment, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """What is left of the first label, and whether the images are mixed without a box."""
+def shares_of(mix: augment.Augment) -> tuple[np.ndarray, np.ndarray]:
+    """What is left of the first label, and whether the images are mixed without a box; 4,000."""
     images = jnp.zeros((2, 16, 16, 1)).at[0].set(1.0)
     batch = {"image": images, "label": jnp.array([0, 1])}
 
@@ -143,23 +143,29 @@ def shares_of(mix: augment.Augment, count: int) -> tuple[np.ndarray, np.ndarray]
         values = mixed["image"]
         return mixed["label"][0, 0], jnp.any((values > 0) & (values < 1))
 
-    shares, is_mixup = jax.jit(jax.vmap(one))(jax.random.split(KEY, count))
+    shares, is_mixup = jax.jit(jax.vmap(one))(jax.random.split(KEY, 4000))
     return np.asarray(shares), np.asarray(is_mixup)
 
 
 def test_shares_are_drawn_from_beta():
-    shares, _ = shares_of(augment.MixUp(0.4, 2), 4000)
+    shares, _ = shares_of(augment.MixUp(0.4, 2))
     spread = 0.5 / np.sqrt(2 * 0.4 + 1)  # the deviation of Beta(a, a)
     assert abs(shares.mean() - 0.5) < 4 * spread / np.sqrt(4000)
     assert abs(shares.std() - spread) < 0.01
 
 
 def test_either_way_is_taken_as_often_as_asked():
-    shares, is_mixup = shares_of(augment.MixUpOrCutMix(2, 1.0, 1.0, 0.3, 0.8), 4000)
-    for found, expected in ((is_mixup.mean(), 0.8 * 0.7), ((shares < 1).mean(), 0.8)):
-        # A box of CutMix may hold no pixel: 1 in 256 shares leaves none of 16 x 16.
-        assert abs(found - expected) < 4 * np.sqrt(0.25 / 4000) + 0.8 * 0.3 * 0.03
-    np.testing.assert_array_equal(shares_of(augment.MixUpOrCutMix(2, probability=0), 50)[0], 1)
+    shares, is_mixup = shares_of(augment.MixUpOrCutMix(2, 1, 1, 0.25, 0.8))
+    assert abs(is_mixup.mean() - 0.8 * 0.75) < 4 * np.sqrt(0.24 / 4000)
+    # A box holds no pixel of 16 x 16 for one share in 256.
+    expected = 0.8 * (0.75 + 0.25 * 255 / 256)
+    assert abs((shares < 1).mean() - expected) < 4 * np.sqrt(0.16 / 4000)
+
+
+def test_no_batch_is_mixed_at_probability_zero():
+    found = augment.MixUpOrCutMix(3, probability=0)(KEY, BATCH)
+    np.testing.assert_array_equal(found["image"], IMAGES)
+    np.testing.assert_array_equal(found["label"], ONE_HOT)
 
 
 def test_one_share_for_the_whole_batch_and_keys_repeat():

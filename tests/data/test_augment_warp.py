@@ -109,7 +109,9 @@ def test_random_rotation_draws_within_its_bound():
 
 def test_random_affine_draws_within_its_bounds():
     pixel = jnp.zeros((1000, 20, 40, 1)).at[:, 9:11, 19:21].set(1.0)
-    found = np.asarray(jax.jit(augment.RandomAffine(0.0, (0.25, 0.1), (0.5, 2.0)).on_images)(KEY, pixel))
+    found = np.asarray(
+        jax.jit(augment.RandomAffine(0.0, (0.25, 0.1), (0.5, 2.0)).on_images)(KEY, pixel)
+    )
     mass = found[..., 0].sum(axis=(1, 2))
     x = (found[..., 0] * (np.arange(40) - 19.5)).sum(axis=(1, 2)) / mass
     y = (found[..., 0] * (np.arange(20) - 9.5)[:, None]).sum(axis=(1, 2)) / mass

@@ -128,6 +128,11 @@ def per_image(images: jax.Array, value: ArrayLike) -> jax.Array:
     return value.reshape(-1, 1, 1, 1)
 
 
+def drawn(key: jax.Array, probability: float, count: int) -> jax.Array:
+    """For each of `count` images whether something happens to it, shape (count, 1, 1, 1)."""
+    return jax.random.bernoulli(key, float(probability), (count, 1, 1, 1))
+
+
 def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
     """A size as (height, width); one number is the side of a square.
 

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtransfer.data.augment.base import (
     ImageAugment,
     as_images,
+    drawn,
     per_image,
     probability_rule,
     require,
@@ -203,5 +204,5 @@ class RandomGrayscale(ImageAugment):
 
     def on_images(self, key: jax.Array, images: jax.Array) -> jax.Array:
         """Shape as `images`."""
-        drawn = jax.random.bernoulli(key, self.probability, (len(images), 1, 1, 1))
-        return jnp.where(drawn, grayscale(images), images)
+        is_grey = drawn(key, self.probability, len(images))
+        return jnp.where(is_grey, grayscale(images), images)

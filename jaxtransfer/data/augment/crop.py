@@ -16,6 +16,7 @@ from jaxtransfer.data.augment.base import (
     ImageAugment,
     as_images,
     as_size,
+    drawn,
     probability_rule,
     range_rule,
     require,
@@ -132,7 +133,9 @@ def random_boxes(
     """
     area_key, ratio_key, place_key = jax.random.split(key, 3)
     draws = (ATTEMPTS, count)
-    area = image[0] * image[1] * jax.random.uniform(area_key, draws, jnp.float32, *scale)
+    area = (
+        image[0] * image[1] * jax.random.uniform(area_key, draws, jnp.float32, *map(float, scale))
+    )
     log_ratio = jax.random.uniform(ratio_key, draws, jnp.float32, *map(math.log, ratio))
     heights = jnp.round(jnp.sqrt(area / jnp.exp(log_ratio)))
     widths = jnp.round(jnp.sqrt(area * jnp.exp(log_ratio)))
@@ -141,9 +144,7 @@ def random_boxes(
     found = jnp.any(fits, axis=0)
     sides, corners = [], []
     shares = jax.random.uniform(place_key, (2, count), jnp.float32)
-    for lengths, share, side, other in zip(
-        (heights, widths), shares, image, fallback, strict=True
-    ):
+    for lengths, share, side, other in zip((heights, widths), shares, image, fallback, strict=True):
         length = jnp.where(found, jnp.take_along_axis(lengths, first, axis=0)[0], other)
         # A share just below 1 may round up to a corner that is one too far.
         corner = jnp.minimum(jnp.floor(share * (side - length + 1)), side - length)
@@ -268,7 +269,7 @@ class HorizontalFlip(ImageAugment):
 
     def on_images(self, key: jax.Array, images: jax.Array) -> jax.Array:
         """Shape as `images`."""
-        return _where_drawn(key, self.probability, images[:, :, ::-1], images)
+        return jnp.where(drawn(key, self.probability, len(images)), images[:, :, ::-1], images)
 
 
 @dataclass(frozen=True)
@@ -289,11 +290,4 @@ class VerticalFlip(ImageAugment):
 
     def on_images(self, key: jax.Array, images: jax.Array) -> jax.Array:
         """Shape as `images`."""
-        return _where_drawn(key, self.probability, images[:, ::-1], images)
-
-
-def _where_drawn(
-    key: jax.Array, probability: float, changed: jax.Array, images: jax.Array
-) -> jax.Array:
-    drawn = jax.random.bernoulli(key, probability, (len(images), 1, 1, 1))
-    return jnp.where(drawn, changed, images)
+        return jnp.where(drawn(key, self.probability, len(images)), images[:, ::-1], images)

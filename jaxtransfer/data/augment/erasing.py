@@ -8,7 +8,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxtransfer.data.augment.base import ImageAugment, probability_rule, range_rule, require
+from jaxtransfer.data.augment.base import (
+    ImageAugment,
+    drawn,
+    probability_rule,
+    range_rule,
+    require,
+)
 from jaxtransfer.data.augment.crop import random_boxes
 
 BYTES_PER_WORD = 4
@@ -62,7 +68,7 @@ class RandomErasing(ImageAugment):
             box_key, count, (height, width), largest, self.scale, self.ratio, (0, 0)
         )
         erased = inside_boxes(boxes, (height, width))
-        erased &= jax.random.bernoulli(chance_key, self.probability, (count, 1, 1, 1))
+        erased &= drawn(chance_key, self.probability, count)
         return jnp.where(erased, self._filling(fill_key, images.shape), images)
 
     def _filling(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -91,9 +91,7 @@ def cutmix(batch: Batch, box: ArrayLike, num_classes: int) -> Batch:
     images = as_images(batch["image"])
     box = jnp.asarray(box, jnp.float32)
     height, width = images.shape[1:3]
-    mixed = jnp.where(
-        inside_boxes(box[jnp.newaxis], (height, width)), _partner(images), images
-    )
+    mixed = jnp.where(inside_boxes(box[jnp.newaxis], (height, width)), _partner(images), images)
     return _mixed(batch, mixed, 1 - box[2] * box[3] / (height * width), num_classes)
 
 
@@ -114,7 +112,7 @@ def cutmix_box(key: jax.Array, share: ArrayLike, size: tuple[int, int]) -> jax.A
     lengths = jnp.floor(sides * jnp.sqrt(1 - jnp.asarray(share, jnp.float32)))
     centres = jnp.floor(sides * jax.random.uniform(key, (2,), jnp.float32))
     half = jnp.floor(lengths / 2)
-    low, high = jnp.clip(centres - half, 0, sides), jnp.clip(centres + half, 0, sides)
+    low, high = jnp.clip(centres - half, 0, sides), jnp.clip(centres - half + lengths, 0, sides)
     return jnp.concatenate([low, high - low])
 
 
@@ -128,12 +126,11 @@ def _mixed(batch: Batch, images: jax.Array, share: jax.Array, num_classes: int) 
     if "weight" not in batch:
         labels = share * labels + (1 - share) * _partner(labels)
         return {**batch, "image": images, "label": labels}
-    weight = batch["weight"]
-    mixes = (weight > 0) & (_partner(weight) > 0)
-    own = jnp.where(mixes, share * weight, weight)
-    others = jnp.where(mixes, (1 - share) * _partner(weight), 0)
-    total = own + others
-    part = (others / jnp.where(total > 0, total, 1))[:, jnp.newaxis]
+    weight, others = batch["weight"], _partner(batch["weight"])
+    mixes = (weight > 0) & (others > 0)
+    # Where weights are equal, this is that weight to the bit.
+    total = jnp.where(mixes, weight + (1 - share) * (others - weight), weight)
+    part = jnp.where(mixes, (1 - share) * others / jnp.where(mixes, total, 1), 0)[:, jnp.newaxis]
     # Selected, not multiplied by 0: what padding holds may be no number.
     mixed = jnp.where(part > 0, (1 - part) * labels + part * _partner(labels), labels)
     where = mixes[:, jnp.newaxis, jnp.newaxis, jnp.newaxis]
@@ -163,7 +160,7 @@ class MixUp:
 
     def __call__(self, key: jax.Array, batch: Batch) -> Batch:
         """The batch with mixed images, and labels as shares of classes."""
-        share = jax.random.beta(key, self.alpha, self.alpha, (), jnp.float32)
+        share = _draw_share(key, self.alpha)
         return mixup(batch, share, self.num_classes)
 
 
@@ -190,7 +187,7 @@ class CutMix:
     def __call__(self, key: jax.Array, batch: Batch) -> Batch:
         """The batch with patched images, and labels as shares of classes."""
         share_key, box_key = jax.random.split(key)
-        share = jax.random.beta(share_key, self.alpha, self.alpha, (), jnp.float32)
+        share = _draw_share(share_key, self.alpha)
         box = cutmix_box(box_key, share, as_images(batch["image"]).shape[1:3])
         return cutmix(batch, box, self.num_classes)
 
@@ -230,16 +227,23 @@ class MixUpOrCutMix:
 
     def __call__(self, key: jax.Array, batch: Batch) -> Batch:
         """The batch with labels as shares of classes, whether it was mixed or not."""
-        chance_key, switch_key, mix_key = jax.random.split(key, 3)
-        is_mixed = jax.random.bernoulli(chance_key, self.probability)
-        switch = jax.random.bernoulli(switch_key, self.switch_probability)
-        ways = (
-            lambda key, batch: mixup(batch, 1.0, self.num_classes),
-            MixUp(self.mixup_alpha, self.num_classes),
-            CutMix(self.cutmix_alpha, self.num_classes),
+        chance_key, switch_key, share_key, box_key = jax.random.split(key, 4)
+        is_mixed = jax.random.bernoulli(chance_key, float(self.probability))
+        is_cut = jax.random.bernoulli(switch_key, float(self.switch_probability))
+        share = _draw_share(share_key, jnp.where(is_cut, self.cutmix_alpha, self.mixup_alpha))
+        share = jnp.where(is_mixed, share, 1)
+        box = cutmix_box(box_key, share, as_images(batch["image"]).shape[1:3])
+        return jax.lax.cond(
+            is_cut,
+            lambda batch: cutmix(batch, box, self.num_classes),
+            lambda batch: mixup(batch, share, self.num_classes),
+            dict(batch),
         )
-        way = jnp.where(is_mixed, 1 + switch.astype(jnp.int32), 0)
-        return jax.lax.switch(way, ways, mix_key, dict(batch))
+
+
+def _draw_share(key: jax.Array, alpha: ArrayLike) -> jax.Array:
+    alpha = jnp.asarray(alpha, jnp.float32)
+    return jax.random.beta(key, alpha, alpha, (), jnp.float32)
 
 
 def _rules(alpha: float, num_classes: int) -> tuple[tuple[bool, str], ...]:

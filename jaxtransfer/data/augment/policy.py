@@ -195,9 +195,8 @@ class RandAugment(ImageAugment):
         """Positions in the table, -1 where nothing happens."""
         choice_key, chance_key = jax.random.split(key)
         choices = jax.random.randint(choice_key, count, 0, len(self.operations))
-        return jnp.where(
-            jax.random.bernoulli(chance_key, self.probability, (count,)), choices, -1
-        )
+        happens = jax.random.bernoulli(chance_key, float(self.probability), (count,))
+        return jnp.where(happens, choices, -1)
 
     def _values(self, key: jax.Array, count: int) -> jax.Array:
         """For each operation and image the value it would have, shape (operations, count)."""
