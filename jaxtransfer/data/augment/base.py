@@ -128,6 +128,11 @@ def per_image(images: jax.Array, value: ArrayLike) -> jax.Array:
     return value.reshape(-1, 1, 1, 1)
 
 
+def size_of(images: jax.Array) -> tuple[int, int]:
+    """Height and width of images of shape (batch, height, width, channel)."""
+    return images.shape[1], images.shape[2]
+
+
 def drawn(key: jax.Array, probability: float, count: int) -> jax.Array:
     """For each of `count` images whether something happens to it, shape (count, 1, 1, 1)."""
     return jax.random.bernoulli(key, float(probability), (count, 1, 1, 1))

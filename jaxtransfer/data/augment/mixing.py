@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxtransfer.data.augment.base import Batch, as_images, probability_rule, require
+from jaxtransfer.data.augment.base import Batch, as_images, probability_rule, require, size_of
 from jaxtransfer.data.augment.erasing import inside_boxes
 
 
@@ -188,7 +188,7 @@ class CutMix:
         """The batch with patched images, and labels as shares of classes."""
         share_key, box_key = jax.random.split(key)
         share = _draw_share(share_key, self.alpha)
-        box = cutmix_box(box_key, share, as_images(batch["image"]).shape[1:3])
+        box = cutmix_box(box_key, share, size_of(as_images(batch["image"])))
         return cutmix(batch, box, self.num_classes)
 
 
@@ -203,7 +203,7 @@ class MixUpOrCutMix:
         switch_probability: of CutMix for a batch that is mixed.
         probability: that a batch is mixed at all.
 
-    Source: timm's `Mixup` in its mode "batch"; the defaults are those of Touvron et al. 2021, "DeiT"
+    Source: timm's `Mixup` in its mode "batch"; the defaults are those of Touvron et al. 2021
     (arXiv 2012.12877), table 9.
 
     Raises:
@@ -232,7 +232,7 @@ class MixUpOrCutMix:
         is_cut = jax.random.bernoulli(switch_key, float(self.switch_probability))
         share = _draw_share(share_key, jnp.where(is_cut, self.cutmix_alpha, self.mixup_alpha))
         share = jnp.where(is_mixed, share, 1)
-        box = cutmix_box(box_key, share, as_images(batch["image"]).shape[1:3])
+        box = cutmix_box(box_key, share, size_of(as_images(batch["image"])))
         return jax.lax.cond(
             is_cut,
             lambda batch: cutmix(batch, box, self.num_classes),
@@ -242,8 +242,10 @@ class MixUpOrCutMix:
 
 
 def _draw_share(key: jax.Array, alpha: ArrayLike) -> jax.Array:
-    alpha = jnp.asarray(alpha, jnp.float32)
-    return jax.random.beta(key, alpha, alpha, (), jnp.float32)
+    """From Beta(alpha, alpha), as the share of one in the sum of two gamma variates."""
+    # Logarithms, because those of a small alpha are smaller than float32 can hold.
+    one, other = jax.random.loggamma(key, jnp.asarray(alpha, jnp.float32), (2,), jnp.float32)
+    return jax.nn.sigmoid(one - other)
 
 
 def _rules(alpha: float, num_classes: int) -> tuple[tuple[bool, str], ...]:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
-from jaxtransfer.data.augment.base import ImageAugment, probability_rule, require
+from jaxtransfer.data.augment.base import ImageAugment, probability_rule, require, size_of
 from jaxtransfer.data.augment.colour import adjust_brightness, adjust_contrast, adjust_saturation
 from jaxtransfer.data.augment.tone import (
     adjust_sharpness,
@@ -87,7 +87,7 @@ def _enhancements(bound: float) -> tuple[Operation, ...]:
     return tuple(Operation(name, 0.0, bound, signed=True) for name in names)
 
 
-# Cubuk et al. 2019 (arXiv 1909.13719), section 3, with the magnitudes of torchvision's `RandAugment`.
+# Cubuk et al. 2019 (arXiv 1909.13719), section 3; magnitudes of torchvision's `RandAugment`.
 RAND_AUGMENT = (
     Operation("identity"),
     Operation("shear_x", 0.0, 0.3, signed=True),
@@ -117,7 +117,7 @@ RAND_AUGMENT_INCREASING = (
     Operation("translate_x", 0.0, 0.45, signed=True),
     Operation("translate_y", 0.0, 0.45, signed=True),
 )
-# Müller & Hutter 2021 (arXiv 2103.10158), table 1, "wide", as in torchvision's `TrivialAugmentWide`.
+# Müller & Hutter 2021 (arXiv 2103.10158), table 1, "wide"; torchvision's `TrivialAugmentWide`.
 TRIVIAL_AUGMENT_WIDE = (
     Operation("identity"),
     Operation("shear_x", 0.0, 0.99, signed=True),
@@ -194,7 +194,7 @@ class RandAugment(ImageAugment):
     def _choices(self, key: jax.Array, count: int) -> jax.Array:
         """Positions in the table, -1 where nothing happens."""
         choice_key, chance_key = jax.random.split(key)
-        choices = jax.random.randint(choice_key, count, 0, len(self.operations))
+        choices = jax.random.randint(choice_key, (count,), 0, len(self.operations))
         happens = jax.random.bernoulli(chance_key, float(self.probability), (count,))
         return jnp.where(happens, choices, -1)
 
@@ -202,9 +202,9 @@ class RandAugment(ImageAugment):
         """For each operation and image the value it would have, shape (operations, count)."""
         sign_key, noise_key = jax.random.split(key)
         if math.isinf(self.magnitude_std):
-            magnitudes = self.magnitude * jax.random.uniform(noise_key, count, jnp.float32)
+            magnitudes = self.magnitude * jax.random.uniform(noise_key, (count,), jnp.float32)
         else:
-            noise = self.magnitude_std * jax.random.normal(noise_key, count, jnp.float32)
+            noise = self.magnitude_std * jax.random.normal(noise_key, (count,), jnp.float32)
             magnitudes = jnp.clip(self.magnitude + noise, 0, self.largest)
         signs = jnp.where(jax.random.bernoulli(sign_key, 0.5, (count,)), -1.0, 1.0)
         shares = magnitudes / self.largest
@@ -242,7 +242,7 @@ def apply_operations(
     for position, (row, value) in enumerate(zip(operations, values, strict=True)):
         chosen = choices == position
         if row.name in WARPS:
-            found = WARPS[row.name](value, images.shape[1:3])
+            found = WARPS[row.name](value, size_of(images))
             matrices = jnp.where(chosen[:, jnp.newaxis, jnp.newaxis], found, matrices)
             is_warped = is_warped | chosen
         else:

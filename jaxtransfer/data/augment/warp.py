@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxtransfer.data.augment.base import ImageAugment, as_images, per_image, range_rule, require
+from jaxtransfer.data.augment.base import (
+    ImageAugment,
+    as_images,
+    per_image,
+    range_rule,
+    require,
+    size_of,
+)
 
 Fill = float | tuple[float, ...]
 ROUNDING = 1e-4  # pixels, many times what float32 is off by in an image of thousands
@@ -118,7 +125,7 @@ def rotate(images: jax.Array, degrees: ArrayLike, fill: Fill = 0.0) -> jax.Array
         fill: as for `affine`.
     """
     degrees = per_image(images, degrees).reshape(-1)
-    matrices = affine_matrices(images.shape[1:3], jnp.broadcast_to(degrees, len(images)))
+    matrices = affine_matrices(size_of(images), jnp.broadcast_to(degrees, len(images)))
     return affine(images, matrices, fill)
 
 
@@ -152,7 +159,7 @@ def translate_x(images: jax.Array, pixels: ArrayLike, fill: Fill = 0.0) -> jax.A
         pixels: one number, or shape (batch,).
         fill: as for `affine`.
     """
-    matrices = affine_matrices(images.shape[1:3], translate=(_each(images, pixels), 0.0))
+    matrices = affine_matrices(size_of(images), translate=(_each(images, pixels), 0.0))
     return affine(images, matrices, fill)
 
 
@@ -164,7 +171,7 @@ def translate_y(images: jax.Array, pixels: ArrayLike, fill: Fill = 0.0) -> jax.A
         pixels: one number, or shape (batch,).
         fill: as for `affine`.
     """
-    matrices = affine_matrices(images.shape[1:3], translate=(0.0, _each(images, pixels)))
+    matrices = affine_matrices(size_of(images), translate=(0.0, _each(images, pixels)))
     return affine(images, matrices, fill)
 
 
@@ -219,7 +226,7 @@ class RandomAffine(ImageAugment):
 
     def on_images(self, key: jax.Array, images: jax.Array) -> jax.Array:
         """Shape as `images`."""
-        count, height, width = images.shape[:3]
+        count, (height, width) = len(images), size_of(images)
         signed = jax.random.uniform(key, (5, count), jnp.float32, -1, 1)
         low, high = self.scale
         matrices = affine_matrices(
@@ -255,5 +262,5 @@ class RandomRotation(ImageAugment):
 
     def on_images(self, key: jax.Array, images: jax.Array) -> jax.Array:
         """Shape as `images`."""
-        degrees = jax.random.uniform(key, len(images), jnp.float32, -1, 1) * self.degrees
+        degrees = jax.random.uniform(key, (len(images),), jnp.float32, -1, 1) * self.degrees
         return rotate(images, degrees, self.fill)
