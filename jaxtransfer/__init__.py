@@ -10,6 +10,7 @@ from jaxtransfer.data import ArrayData as ArrayData
 from jaxtransfer.data import Loader as Loader
 from jaxtransfer.data import StoredData as StoredData
 from jaxtransfer.data import Workers as Workers
+from jaxtransfer.data import augment as augment
 from jaxtransfer.data import evaluation_batches as evaluation_batches
 from jaxtransfer.data import few_shot as few_shot
 from jaxtransfer.data import grain_data as grain_data

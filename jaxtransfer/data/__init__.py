@@ -1,5 +1,6 @@
 """Labelled images, and what happens to them before they enter a network."""
 
+from jaxtransfer.data import augment as augment
 from jaxtransfer.data.arrays import ArrayData as ArrayData
 from jaxtransfer.data.arrays import as_array_data as as_array_data
 from jaxtransfer.data.arrays import batch_indices as batch_indices
