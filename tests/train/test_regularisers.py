@@ -74,7 +74,7 @@ def test_the_gradient_of_l2_sp_leads_back_to_the_source(
     plan = full(network)
     term, run = l2_sp(network, plan), forward_of(network, plan, batch_of(examples))
     trainable = moved(network, plan)
-    gradient = flatten(jax.grad(lambda leaves: term(run(leaves)))(trainable))
+    gradient = flatten(jax.jit(jax.grad(lambda leaves: term(run(leaves))))(trainable))
     before = flatten(network.params)
     for name, leaf in named_leaves(trainable):
         if leaf.ndim < 2:
