@@ -94,8 +94,8 @@ class L2SP:
         missing = [n for n, _ in leaves if n not in self.source and not is_below(n, {self.head})]
         if missing:
             raise TrainingError(
-                f"L2SP: expected the source's value of what trains outside {self.head!r}, found none "
-                f"for {missing}; build it for the plan that trains, or without a plan"
+                f"L2SP: expected the source's value of what trains outside {self.head!r}, found "
+                f"none for {missing}; build it for the plan that trains, or without a plan"
             )
         total = jnp.zeros((), jnp.float32)
         for name, leaf in leaves:

@@ -78,8 +78,8 @@ def recalibrate_stats(
     """
     if batch_size < 1 or (batches is not None and batches < 1) or None not in (plan, paths):
         raise TrainingError(
-            "recalibrate_stats: expected batch_size and batches of at least 1 and one of plan and "
-            f"paths, found {batch_size}, {batches} and {'both' if None not in (plan, paths) else 'one'}"
+            "recalibrate_stats: expected batch_size and batches of at least 1, plan or paths or "
+            f"neither, found {batch_size}, {batches}, {plan and plan.name} and {paths!r}"
         )
     data = data.ready(model.preprocess)
     if not len(data):
@@ -218,13 +218,8 @@ def _probe(
     huge = flatten(update(_with_chosen(model.stats, set(modules), HUGE), images))
     kinds, problems = {}, []
     for module in modules:
-        momenta = {
-            # The shortest decimal that the number stands for is what someone wrote: 0.99, where
-            # 1 - 0.99 in float32 has lost a hundred times the precision of 0.99.
-            float(str(momentum))
-            for name in ("mean", "var")
-            for momentum in np.unique(np.asarray(huge[f"{module}/{name}"]) / np.float32(HUGE))
-        }
+        names = (f"{module}/mean", f"{module}/var")
+        momenta = set().union(*(_momenta(huge[name]) for name in names))
         if len(momenta) != 1 or not 0 <= min(momenta) < 1:
             problems.append(f" - {module}: {sorted(momenta)[:3]}")
             continue
@@ -236,6 +231,15 @@ def _probe(
             "old from 0, below 1, found\n" + "\n".join(problems) + "\nchoose other statistics"
         )
     return kinds
+
+
+def _momenta(updated: jax.Array) -> set[float]:
+    """The momentum of each channel, from what an update makes of `HUGE`."""
+    shares = np.unique(np.asarray(updated, np.float32) / np.float32(HUGE))
+    # The shortest decimal that the number stands for is what someone wrote: 0.99, where 1 - 0.99 in
+    # float32 has lost a hundred times the precision of 0.99. What is left of a share of 0 is the
+    # batch's own statistic.
+    return {float(str(share)) if abs(share) > 1e-9 else 0.0 for share in shares}
 
 
 def _positions(once: jax.Array, twice: jax.Array, examples: int) -> int | None:
