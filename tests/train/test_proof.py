@@ -105,7 +105,9 @@ def test_a_proof_can_be_read_and_written(proof: Proof) -> None:
     assert proof.unfrozen is not None
     assert json.loads(json.dumps(proof.to_dict()))["unfrozen"]["flops"] == proof.unfrozen.flops
     text = str(proof)
-    assert "plan top: 3 leaves with 44 parameters" in text and "are the same to the last bit" in text
+    assert (
+        "plan top: 3 leaves with 44 parameters" in text and "are the same to the last bit" in text
+    )
     assert "nothing frozen" in text and "this plan" in text
 
 
