@@ -213,11 +213,16 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any], what: str)
 def _movement(old: Any, new: Any) -> str:
     """How many numbers differ in their bytes, and by how much at most."""
     old, new = (np.atleast_1d(as_host_array(leaf)) for leaf in (old, new))
-    differ = [a.tobytes() != b.tobytes() for a, b in zip(old.ravel(), new.ravel(), strict=True)]
+    differ = np.any(_bytes(old) != _bytes(new), axis=1)
     with np.errstate(invalid="ignore", over="ignore"):
         by = np.abs(new.astype(np.float64) - old.astype(np.float64)).ravel()[differ]
     largest = f"up to {by.max():.3g}" if np.isfinite(by).all() else "numbers that are not finite"
-    return f"{sum(differ)} of {old.size} numbers moved, by {largest}"
+    return f"{differ.sum()} of {old.size} numbers moved, by {largest}"
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """The bytes of each number, a row each."""
+    return np.ascontiguousarray(array).view(np.uint8).reshape(array.size, -1)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from PIL import Image
 
 from jaxtransfer.errors import OutputError
 from jaxtransfer.report.find_lr import MARKS, plot_learning_rates
-from jaxtransfer.train.find_lr import LearningRates, suggest
+from jaxtransfer.train.find_lr import LearningRates
+from jaxtransfer.train.lr_curve import suggest
 
 
 def curve(form: str, end: float = 2.0) -> LearningRates:

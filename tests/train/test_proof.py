@@ -131,6 +131,20 @@ def test_nan_that_stays_is_no_movement(run: Run) -> None:
     assert prove_frozen(before, replace(run.after, frozen=frozen), plan=PLAN).frozen_leaves > 0
 
 
+def test_what_cannot_train_is_frozen_in_the_unfrozen_step_too(examples: ArrayData) -> None:
+    def forward(params: Any, x: Any) -> Any:
+        chosen = x.reshape(len(x), -1)[:, params["table"]]
+        return jnp.tanh(chosen @ params["body"]["kernel"]) @ params["head"]["kernel"]
+
+    kernels = {name: {"kernel": jnp.ones((3, 3))} for name in ("body", "head")}
+    model = Model.from_function(forward, {"table": jnp.array([5, 1, 9]), **kernels}, head="head")
+    run = one_step(model, examples, HEAD)
+    found = prove_frozen(model, run.after, run.step, run.batch, plan=HEAD, build=run.build)
+    assert (found.frozen_parameters, found.trainable_parameters) == (12, 9)
+    assert found.step is not None and found.unfrozen is not None
+    assert found.step.optimizer_bytes < found.unfrozen.optimizer_bytes
+
+
 # ---------------------------------------------------------------------------------------------
 # Cheating
 
