@@ -12,6 +12,7 @@
     ├── DownloadError         weights cannot be fetched from where they are
     ├── DataError             images or labels are not what they should be
     ├── TrainingError         training cannot go on
+    │   ├── FrozenError           what should be frozen has moved, or costs what it should not
     │   └── NonFiniteLossError    the loss became NaN or infinite
     ├── CheckpointError       a training checkpoint is damaged or belongs to another run
     ├── SourceModelError      a source model is no better than a naive classifier
@@ -68,6 +69,10 @@ class DataError(JaxTransferError):
 
 class TrainingError(JaxTransferError):
     """Training cannot go on."""
+
+
+class FrozenError(TrainingError):
+    """What should be frozen has moved, or costs what it should not."""
 
 
 class NonFiniteLossError(TrainingError):

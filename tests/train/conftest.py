@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtransfer.data import ArrayData
+from jaxtransfer.data import ArrayData, preprocess_images
 from jaxtransfer.models import Model, init
 from jaxtransfer.models.layers import BatchNorm
 from jaxtransfer.models.stages import StagedNetwork
+from jaxtransfer.partition import Plan
+from jaxtransfer.train.regularisers import Forward
+from jaxtransfer.tree import merge, split
 
 
 @pytest.fixture(scope="session")
@@ -89,3 +96,23 @@ def rows() -> dict[str, np.ndarray]:
         "label": rng.integers(0, 3, 16).astype(np.int32),
         "weight": weight,
     }
+
+
+def _forward(model: Model, plan: Plan, batch: Any, stages: Sequence[str] = ()) -> Any:
+    """The forward pass of a training step in evaluation, and its loss, for trainable leaves."""
+    _, frozen = split(model.params, plan)
+
+    def run(trainable: Any) -> Forward:
+        params = merge(trainable, frozen)
+        inputs = preprocess_images(jnp.asarray(batch["image"]), model.preprocess)
+        call = functools.partial(model.apply, params, model.stats, inputs, train=False)
+        features = {stage: call(stop=stage)[0] for stage in stages}
+        return Forward(trainable, params, inputs, call()[0], features, batch)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def forward_of() -> Any:
+    """`forward_of(model, plan, batch, stages)` gives a function of the trainable leaves."""
+    return _forward
