@@ -105,13 +105,27 @@ def build_optimizer(
                 transforms[label] = _each_leaf(build, rate, settings, has_blocks)
         return optax.partition(transforms, labels)
 
-    if not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
-        learning_rate = np.asarray(learning_rate, np.float32)  # which is kept in the state
+    injected = optax.inject_hyperparams(at, hyperparam_dtype=jnp.float32)
     return optax.chain(
         _sharpness_aware(settings, used),
         optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
-        optax.inject_hyperparams(at, hyperparam_dtype=jnp.float32)(learning_rate, schedule),
+        injected(_injectable(learning_rate), _injectable(schedule)),
     )
+
+
+def _injectable(value: Any) -> Any:
+    """A number as one that is kept in the state, or a schedule as one that any promotion allows."""
+    if value is None or isinstance(value, jax.Array):
+        return value
+    if not callable(value):
+        return np.asarray(value, np.float32)
+
+    def schedule(step: Any) -> Any:
+        # Those of Optax multiply integers by floats, which strict promotion forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            return value(step)
+
+    return schedule
 
 
 def block_problems(scales: Mapping[str, Any], tree: PyTree) -> list[str]:
@@ -170,7 +184,7 @@ def _each_leaf(
     def init_one(leaf: jax.Array) -> Any:
         return build(Parts(rate, 0.0, 1.0)).init(leaf)
 
-    def update_one(name: str, mine: Settings, *arguments: Any) -> tuple[jax.Array, Any]:
+    def update_one(name: str, mine: Settings, *arguments: Any) -> tuple[Any, Any]:
         if not has_blocks:
             update, state, value = arguments
             return build(_parts(rate, name, mine, value)).update(update, state, value)
@@ -186,9 +200,7 @@ def _each_leaf(
         start = jax.vmap(init_one) if has_blocks else init_one
         return LeafwiseState(_gather(list(map(start, leaves)), structure))
 
-    def update(
-        updates: PyTree, state: LeafwiseState, params: PyTree = None
-    ) -> tuple[PyTree, LeafwiseState]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, LeafwiseState]:
         leaves, structure = jax.tree.flatten(updates)
         names = leaf_names(updates)
         by_name = settings(names)

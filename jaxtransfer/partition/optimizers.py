@@ -139,7 +139,8 @@ def _prodigy(parts: Parts) -> Transformation:
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         moved, new_state = inner.update(updates, state, params)
-        corrected = (1 - beta2**new_state.count) ** 0.5 / (1 - beta1**new_state.count)
+        steps = state.count + 1
+        corrected = (1 - beta2**steps) ** 0.5 / (1 - beta1**steps)
         rate = state.estim_lr * parts.rate * corrected
 
         def one(move: jax.Array, value: jax.Array, decay: float, scale: Any) -> jax.Array:

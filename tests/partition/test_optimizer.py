@@ -18,7 +18,7 @@ from jaxtransfer.tree import flatten, leaf_names, named_leaves, split
 
 ALL = Plan((Group("**"),))
 RATE = 0.01
-FACTOR = optax.linear_schedule(1.0, 0.2, 6)
+FACTOR = optax.cosine_decay_schedule(1.0, 6, 0.2)
 
 
 def is_kernel(tree: Any) -> Any:
