@@ -60,6 +60,7 @@ from jaxtransfer.surgery import stack_blocks as stack_blocks
 from jaxtransfer.surgery import truncate as truncate
 from jaxtransfer.surgery import unstack as unstack
 from jaxtransfer.surgery import unstack_blocks as unstack_blocks
+from jaxtransfer.train import Sharding as Sharding
 from jaxtransfer.train import TrainState as TrainState
 from jaxtransfer.train import TrainStep as TrainStep
 from jaxtransfer.train import cross_entropy as cross_entropy
