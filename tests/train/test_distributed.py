@@ -114,7 +114,9 @@ def assert_same(found: tuple[list[float], dict], expected: tuple[list[float], di
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [(), ("--fsdp", "2", "--tensor", "2")], ids=["data", "fsdp and tensor"]
+    "options",
+    [(), ("--fsdp", "2", "--tensor", "2"), ("--tensor", "4")],
+    ids=["data", "fsdp and tensor", "tensor over both"],
 )
 def test_two_processes_train_as_one_does(
     options: tuple[str, ...], tmp_path: Path, one_process: tuple[list[float], dict]
