@@ -87,6 +87,7 @@ from jaxtransfer.surgery import unstack as unstack
 from jaxtransfer.surgery import unstack_blocks as unstack_blocks
 from jaxtransfer.train import LearningRates as LearningRates
 from jaxtransfer.train import Proof as Proof
+from jaxtransfer.train import Sharding as Sharding
 from jaxtransfer.train import TrainState as TrainState
 from jaxtransfer.train import TrainStep as TrainStep
 from jaxtransfer.train import batch_spectral_shrinkage as batch_spectral_shrinkage

@@ -79,9 +79,9 @@ class Sharding:
     data: int | None = None
     fsdp: int = 1
     tensor: int = 1
-    rules: tuple[tuple[Pattern, Layout], ...] = field(default=(), kw_only=True)
-    devices: tuple[jax.Device, ...] | None = field(default=None, kw_only=True)
-    min_size: int = field(default=2**16, kw_only=True)
+    rules: Sequence[tuple[Pattern, Layout]] = field(default=(), kw_only=True)
+    devices: Sequence[Any] | None = field(default=None, kw_only=True)
+    min_size: int = field(default=2**14, kw_only=True)
 
     def __post_init__(self) -> None:
         devices = tuple(jax.devices() if self.devices is None else self.devices)
@@ -125,7 +125,8 @@ class Sharding:
     def place(self, tree: PyTree) -> PyTree:
         """The tree on the devices, each leaf in its layout.
 
-        With several processes all of them call this with the same values.
+        With several processes all of them call this with the same values. Like `jax.device_put`, it
+        copies no more than it must, so what comes back may share memory with `tree`.
 
         Args:
             tree: a `TrainState`, or parameters, of arrays of the host or of devices.
@@ -153,9 +154,9 @@ class Sharding:
 
         What `data` and `fsdp` cut is kept in parts and gathered for use; its gradients are summed
         and cut again (Rajbhandari et al. 2020, "ZeRO", arXiv 1910.02054, section 5.3, stage 3).
-        Left to itself the compiler may compute with the parts, and then the gradient of a
-        convolution whose kernel is cut along both of its last axes came out wrong (JAX 0.10 to
-        0.12, partitioner Shardy). So a forward pass begins with this.
+        Left to itself the compiler may compute with the parts, and then gradients of 3x3
+        convolutions on 2x2 maps, with the kernel cut along both of its last axes, came out wrong
+        (JAX 0.10.2 and 0.12.0, CPU, partitioner Shardy). So a forward pass begins with this.
         """
 
         def in_use(sharding: NamedSharding) -> NamedSharding:
@@ -238,7 +239,7 @@ class Sharding:
         mesh = " × ".join(f"{name} {size}" for name, size in self.sizes.items())
         header = ["leaf", "shape", "layout", "bytes a device"]
         return (
-            f"{len(self.devices or ())} devices: {mesh}\n{format_table(header, rows)}\n"
+            f"{math.prod(self.sizes.values())} devices: {mesh}\n{format_table(header, rows)}\n"
             f"{format_bytes(here)} on each device, {format_bytes(whole)} in all"
         )
 
@@ -316,7 +317,9 @@ class Sharding:
         return slice(mine[0], mine[-1] + 1), count
 
 
-def _read_rules(rules: Any) -> tuple[tuple[tuple[Pattern, PartitionSpec], ...], list[str]]:
+def _read_rules(
+    rules: Iterable[Any],
+) -> tuple[tuple[tuple[Pattern, PartitionSpec], ...], list[str]]:
     """The rules with their layouts as `PartitionSpec`, and what is wrong with them."""
     read, problems = [], []
     for rule in rules:

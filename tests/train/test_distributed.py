@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import jax
@@ -115,7 +114,9 @@ def assert_same(found: tuple[list[float], dict], expected: tuple[list[float], di
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [(), ("--fsdp", "2", "--tensor", "2")], ids=["data", "fsdp and tensor"]
+    "options",
+    [(), ("--fsdp", "2", "--tensor", "2"), ("--tensor", "4")],
+    ids=["data", "fsdp and tensor", "tensor over both"],
 )
 def test_two_processes_train_as_one_does(
     options: tuple[str, ...], tmp_path: Path, one_process: tuple[list[float], dict]
@@ -134,14 +135,12 @@ def test_all_processes_leave_at_the_same_step(tmp_path: Path) -> None:
 def test_after_a_kill_the_others_end_and_one_process_goes_on(
     victim: int, tmp_path: Path, one_process: tuple[list[float], dict]
 ) -> None:
-    patience, saving = 3, ("--fsdp", "2", "--save-every", "2")
-    began = time.monotonic()
+    patience, saving = 5, ("--fsdp", "2", "--save-every", "2")
     ends = started(
-        tmp_path, 2, 2, *saving, "--kill", str(victim), "5", "--patience", str(patience), limit=60
+        tmp_path, 2, 2, *saving, "--kill", str(victim), "5", "--patience", str(patience), limit=90
     )
     assert ends[victim].status == -signal.SIGKILL
     assert ends[1 - victim].status == -signal.SIGABRT, ends[1 - victim].text
     assert "JAX distributed service detected fatal errors" in ends[1 - victim].text
-    assert time.monotonic() - began < 60
     assert not (tmp_path / "losses.json").exists()
     assert_same(finished(tmp_path, 1, 1, "--save-every", "2"), one_process)

@@ -113,7 +113,7 @@ def test_a_description_is_json() -> None:
         "fsdp": 2,
         "tensor": 2,
         "rules": [[".*bias", []], ["head/kernel", [["data", "fsdp"], "tensor"]]],
-        "min_size": 65536,
+        "min_size": 16384,
         "devices": ["cpu"],
         "processes": 1,
     }
@@ -165,7 +165,7 @@ def test_fsdp_cuts_the_largest_axis_that_it_divides() -> None:
         "prime": P(),
         "small": P(),
     }
-    assert set(specs(Sharding(fsdp=4), tree).values()) == {P()}  # 2**16 numbers and more
+    assert set(specs(Sharding(fsdp=4), tree).values()) == {P()}  # 2**14 numbers and more
 
 
 def test_fsdp_and_tensor_cut_different_axes() -> None:
