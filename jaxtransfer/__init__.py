@@ -60,11 +60,17 @@ from jaxtransfer.surgery import stack_blocks as stack_blocks
 from jaxtransfer.surgery import truncate as truncate
 from jaxtransfer.surgery import unstack as unstack
 from jaxtransfer.surgery import unstack_blocks as unstack_blocks
+from jaxtransfer.train import Event as Event
 from jaxtransfer.train import TrainState as TrainState
 from jaxtransfer.train import TrainStep as TrainStep
 from jaxtransfer.train import cross_entropy as cross_entropy
+from jaxtransfer.train import csv_writer as csv_writer
+from jaxtransfer.train import early_stopping as early_stopping
 from jaxtransfer.train import init_state as init_state
+from jaxtransfer.train import jsonl_writer as jsonl_writer
 from jaxtransfer.train import make_train_step as make_train_step
+from jaxtransfer.train import progress_bar as progress_bar
+from jaxtransfer.train import tensorboard_writer as tensorboard_writer
 from jaxtransfer.transfer import Result as Result
 from jaxtransfer.transfer import compare as compare
 from jaxtransfer.transfer import finetune as finetune
