@@ -129,7 +129,7 @@ class Checkpoints:
                 f"{self.folder}: expected a folder without checkpoints, found a run's; resume it, "
                 "or choose another folder"
             )
-        self._policy.scores.update(scores_in(self.folder) if self.metric else {})
+        self._policy.scores.update(scores_in(self.folder, self.metric) if self.metric else {})
         kept = self.folder / SOURCE
         if beside is not None and jax.process_index() == 0 and not (kept / CONFIG_FILE).is_file():
             beside.save(kept)
@@ -223,7 +223,7 @@ class Checkpoints:
                 "metrics": None if metrics is None else _as_floats(metrics),
                 "metric": self.metric,
             }
-            score = score_of(record)
+            score = score_of(record["metrics"], self.metric)
             if score is not None:
                 self._policy.scores[progress.number] = score
             self._manager.save(
