@@ -23,9 +23,20 @@ class Data(Protocol):
             read ahead by other threads or processes.
     """
 
-    labels: PyTree
-    classes: Any
-    in_memory: bool
+    @property
+    def labels(self) -> PyTree:
+        """The labels of all examples."""
+        ...
+
+    @property
+    def classes(self) -> Any:
+        """The names of the classes."""
+        ...
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading costs next to nothing."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -55,11 +55,13 @@ class Progress:
             run's seed it tells which examples come next.
         plan: position of the plan that was being carried out.
         history: what was recorded of each step so far.
+        is_over: whether a callback ended the run there.
     """
 
     number: int
     plan: int
     history: tuple[dict[str, Any], ...]
+    is_over: bool = False
 
 
 class Checkpoints:
@@ -129,7 +131,7 @@ class Checkpoints:
                 f"{self.folder}: expected a folder without checkpoints, found a run's; resume it, "
                 "or choose another folder"
             )
-        self._policy.scores.update(scores_in(self.folder) if self.metric else {})
+        self._policy.scores.update(scores_in(self.folder, self.metric) if self.metric else {})
         kept = self.folder / SOURCE
         if beside is not None and jax.process_index() == 0 and not (kept / CONFIG_FILE).is_file():
             beside.save(kept)
@@ -217,13 +219,14 @@ class Checkpoints:
                 "receipt": self._receipt,
                 "number": progress.number,
                 "plan": progress.plan,
+                "is_over": progress.is_over,
                 "history": self._history.mark,
                 "state": hash_of(arrays),
                 "untouched": self._untouched_hash(state, arrays),
                 "metrics": None if metrics is None else _as_floats(metrics),
                 "metric": self.metric,
             }
-            score = score_of(record)
+            score = score_of(record["metrics"], self.metric)
             if score is not None:
                 self._policy.scores[progress.number] = score
             self._manager.save(
@@ -255,7 +258,8 @@ class Checkpoints:
         if saved is None:
             return None
         self._check_same_run(saved.record["run"])
-        return Progress(saved.number, saved.record["plan"], saved.history)
+        record = saved.record
+        return Progress(saved.number, record["plan"], saved.history, record["is_over"])
 
     def restore(
         self,

@@ -28,12 +28,12 @@ def best_of(scores: Mapping[int, float]) -> list[int]:
     return sorted(scores, key=lambda number: (-scores[number], number))
 
 
-def score_of(record: Mapping[str, Any]) -> float | None:
-    """A checkpoint's value of its run's metric, turned so that more is better, if it has one."""
-    value = (record.get("metrics") or {}).get(record.get("metric"))
-    if value is None or not math.isfinite(value):
+def score_of(metrics: Mapping[str, float] | None, metric: str | None) -> float | None:
+    """The value of a metric, turned so that more is better; `None` if it was not measured."""
+    value = None if metrics is None or metric is None else metrics.get(metric)
+    if metric is None or value is None or not math.isfinite(value):
         return None
-    return -value if lower_is_better(record["metric"]) else value
+    return -value if lower_is_better(metric) else value
 
 
 def lower_is_better(metric: str) -> bool:

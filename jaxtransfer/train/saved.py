@@ -183,12 +183,19 @@ def load_checkpoint(
     )
 
 
-def scores_in(folder: Path) -> dict[int, float]:
-    """The scores of a folder's checkpoints; those without a whole record have none."""
+def scores_in(folder: Path, metric: str | None = None) -> dict[int, float]:
+    """The scores of a folder's checkpoints; those without a whole record have none.
+
+    Args:
+        folder: of the run.
+        metric: by which; by default that of the newest checkpoint.
+    """
     scores = {}
-    for number in numbers_in(folder):
+    for number in reversed(numbers_in(folder)):
         with contextlib.suppress(CheckpointError):
-            score = score_of(read_record(folder, number))
+            record = read_record(folder, number)
+            metric = metric or record["metric"]
+            score = score_of(record["metrics"], metric)
             if score is not None:
                 scores[number] = score
     return scores

@@ -551,6 +551,19 @@ def test_the_best_checkpoint_can_be_restored_while_later_ones_are_there(tmp_path
         assert int(checkpoints.restore(template, plan, NAMES).step) == 3
 
 
+def test_another_metric_makes_others_the_best(tmp_path: Path) -> None:
+    model = small_model()
+    plan = full(model)
+    state = init_state(model, plan, plan.optimizer(1e-3))
+    with Checkpoints(tmp_path, {}, keep=2, keep_best=1, metric="loss") as checkpoints:
+        for number, loss in ((1, 0.1), (2, 0.2), (3, 0.3)):
+            metrics = {"loss": loss, "accuracy": loss}
+            checkpoints.save(state, NAMES, Progress(number, 0, ()), metrics)
+        assert checkpoints.best_step() == 1
+    with Checkpoints(tmp_path, {}, resume=True, metric="accuracy") as checkpoints:
+        assert checkpoints.best_step() == 3
+
+
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
     model = small_model()
     plan = full(model)
