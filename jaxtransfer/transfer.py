@@ -436,7 +436,7 @@ def finetune(
                 )
             )
         if progress:
-            callbacks = (*callbacks, stack.enter_context(progress_bar(settings.steps)))
+            callbacks = (*callbacks, stack.enter_context(progress_bar()))
         tuned, history = train(
             start,
             examples,

@@ -67,8 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accumulate", type=positive(int), default=1, help="parts that a batch is cut into"
     )
-    parser.add_argument("--ema-decay", type=float, help="of a moving average that is then the model")
-    parser.add_argument("--patience", type=positive(int), help="evaluations without gain to stop at")
+    parser.add_argument(
+        "--ema-decay", type=float, help="of a moving average, which then is the model"
+    )
+    parser.add_argument(
+        "--patience", type=positive(int), help="evaluations without gain after which to stop"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all that is random")
     parser.add_argument(
         "--log", nargs="+", choices=tuple(WRITERS), default=[], help="files to write steps to"

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.data.preprocess import check_images
+from jaxtransfer.data.source import Data
 from jaxtransfer.data.targets import Targets, as_array, read_targets, take_labels
 from jaxtransfer.errors import DataError
 from jaxtransfer.models import Preprocess
@@ -95,6 +96,29 @@ def as_array_data(data: Any, classes: Any = None, targets: Targets = "classes") 
         )
     _check_numbers(images)
     return ArrayData(images, labels, names)
+
+
+def as_data(data: Any, classes: Any = None, targets: Targets = "classes") -> Data:
+    """Examples that can be trained on from what someone has: a pair of arrays, or any `Data`.
+
+    Args:
+        data: `(images, labels)`, or a `Data`, which stays as it is.
+        classes: as for `as_array_data`; of a `Data` only those that it has already.
+        targets: as for `as_array_data`; a `Data` knows by itself what its labels are.
+
+    Raises:
+        DataError: as `as_array_data` says.
+    """
+    if isinstance(data, (tuple, list)) or not isinstance(data, Data):
+        return as_array_data(data, classes, targets)
+    if isinstance(data, ArrayData) and targets == "classes" and np.ndim(data.labels) == 1:
+        return as_array_data(data, classes)
+    if classes is not None and data.classes != tuple(classes):
+        raise DataError(
+            f"classes: expected those of the data, {data.classes}, found {tuple(classes)}; leave "
+            "them out"
+        )
+    return data
 
 
 def _check_numbers(images: np.ndarray) -> None:

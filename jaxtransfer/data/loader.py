@@ -201,7 +201,8 @@ def evaluation_batches(
         rows: the rows of each batch that this process reads.
 
     Returns:
-        Batches with a `weight` of shape (batch,), float32: 1, and 0 for what fills the last one.
+        Batches with a `weight` of shape (batch,), float32: that of the examples, or 1, and 0 for
+        what fills the last one.
 
     Raises:
         DataError: there is no example, or a batch has not at least one.
@@ -230,18 +231,19 @@ def read_batches(
         workers: who reads what is not in memory.
         weigh: whether batches say by `weight` what is padding.
     """
-    weights = _weights if weigh else _no_weights
+    weighed = _weighed if weigh else _as_it_is
     if data.in_memory:
-        return ({**data.read(np.maximum(i, 0)), **weights(i)} for i in map(indices_of, steps))
-    return _Reader(data, indices_of, steps, workers, weights)
+        return (weighed(data.read(np.maximum(i, 0)), i) for i in map(indices_of, steps))
+    return _Reader(data, indices_of, steps, workers, weighed)
 
 
-def _weights(indices: np.ndarray) -> Batch:
-    return {"weight": (indices >= 0).astype(np.float32)}
+def _weighed(batch: Batch, indices: np.ndarray) -> Batch:
+    counts = (indices >= 0).astype(np.float32)
+    return {**batch, "weight": counts * np.asarray(batch.get("weight", counts), np.float32)}
 
 
-def _no_weights(indices: np.ndarray) -> Batch:
-    return {}
+def _as_it_is(batch: Batch, indices: np.ndarray) -> Batch:
+    return batch
 
 
 @dataclass(frozen=True)
@@ -274,12 +276,12 @@ class _Reader(Iterator[Batch]):
         indices_of: IndicesOf,
         steps: range,
         workers: Workers,
-        weights: Callable[[np.ndarray], Batch],
+        weighed: Callable[[Batch, np.ndarray], Batch],
     ):
         import grain
 
         self._rows = len(indices_of(steps.start)) if len(steps) else 1
-        self._weights, self._data = weights, data
+        self._weighed, self._data = weighed, data
         ahead = max(READ_AHEAD * self._rows, workers.threads) if workers.threads else 0
         examples = grain.MapDataset.range(len(steps) * self._rows)
         examples = examples.map(_Example(data, indices_of, steps, self._rows))
@@ -298,7 +300,7 @@ class _Reader(Iterator[Batch]):
         indices = np.array([index for index, _ in read])
         check_forms([example["image"] for _, example in read], lambda i: self._name(indices[i]))
         batch = jax.tree.map(lambda *rows: np.stack(rows), *(example for _, example in read))
-        return {**batch, **self._weights(indices)}
+        return self._weighed(batch, indices)
 
     def _name(self, index: int) -> str:
         data = self._data
@@ -352,7 +354,7 @@ def _cores() -> int:
 def _images_a_second(data: Data, indices: np.ndarray, threads: int) -> float:
     size = max(1, len(indices) // 2)
     steps = range(1 << 30)
-    reader = _Reader(data, _Cycle(indices, size), steps, Workers(threads), _no_weights)
+    reader = _Reader(data, _Cycle(indices, size), steps, Workers(threads), _as_it_is)
     began, count = time.perf_counter(), 0
     try:
         while count < size or time.perf_counter() - began < MEASURE_SECONDS:

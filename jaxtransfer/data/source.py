@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class Data(Protocol):
             read ahead by other threads or processes.
     """
 
+    in_memory: ClassVar[bool]
+
     @property
     def labels(self) -> PyTree:
         """The labels of all examples."""
@@ -31,11 +33,6 @@ class Data(Protocol):
     @property
     def classes(self) -> Any:
         """The names of the classes."""
-        ...
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether reading costs next to nothing."""
         ...
 
     def __len__(self) -> int: ...

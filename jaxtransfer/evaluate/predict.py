@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtransfer.data import check_images
+from jaxtransfer.data import ArrayData, Data, check_images, evaluation_batches
 from jaxtransfer.models import Model
-from jaxtransfer.train.evaluation import forward_pass
+from jaxtransfer.train.evaluation import READERS, forward_pass
 from jaxtransfer.types import PyTree
 
 
@@ -19,7 +19,8 @@ def predict(model: Model, images: Any, *, batch_size: int = 256) -> Any:
     Args:
         model: a `Model`.
         images: shape (batch, height, width, channel), integers or floats in [0, 1], of any size
-            where the model's preprocessing resizes.
+            where the model's preprocessing resizes; or a `Data` such as `image_folder` gives, whose
+            labels are not looked at.
         batch_size: images that are computed at a time; the last ones are padded, not recompiled
             for.
 
@@ -28,7 +29,7 @@ def predict(model: Model, images: Any, *, batch_size: int = 256) -> Any:
         several tasks, a dict of them.
 
     Raises:
-        DataError: the images cannot be preprocessed for the model.
+        DataError: the images cannot be read, or preprocessed for the model.
 
     Example:
         `jt.predict(model, images).argmax(axis=-1)`
@@ -40,18 +41,25 @@ def predict_with(
     model: Model, params: PyTree, stats: PyTree, images: Any, *, batch_size: int = 256
 ) -> Any:
     """`predict` with other leaves than the model's own, such as those of a run in progress."""
-    images = check_images(images, model.preprocess)
+    data = _as_data(images).ready(model.preprocess)
     forward = forward_pass(model.apply, model.preprocess)
-    size = min(batch_size, max(len(images), 1))
-    padding = -len(images) % size
-    padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
-    outputs = [
-        forward(params, stats, padded[first : first + size])
-        for first in range(0, len(padded), size)
-    ]
-    if not outputs:
-        example = jax.eval_shape(
-            forward, params, stats, np.zeros((1, *images.shape[1:]), images.dtype)
-        )
-        return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), example)
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *outputs)
+    count = len(data)
+    if not count:
+        return _no_outputs(forward, params, stats, check_images(images, model.preprocess))
+    with evaluation_batches(data, min(batch_size, count), workers=READERS) as batches:
+        outputs = [forward(params, stats, batch["image"]) for batch in batches]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *outputs)
+
+
+def _as_data(images: Any) -> Data:
+    """Images without labels as examples whose labels say nothing."""
+    if isinstance(images, Data):
+        return images
+    images = np.asarray(images)
+    return ArrayData(images, np.zeros(len(images) if images.ndim else 0, np.int32))
+
+
+def _no_outputs(forward: Any, params: PyTree, stats: PyTree, images: np.ndarray) -> Any:
+    one = np.zeros((1, *images.shape[1:]), images.dtype)
+    example = jax.eval_shape(forward, params, stats, one)
+    return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), example)

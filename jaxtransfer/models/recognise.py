@@ -149,9 +149,7 @@ def _compare(name: str, source_name: str, tensors: Mapping[str, np.ndarray]) -> 
     (match,) = match_sources(tensors, [spec_of(name, **options).source(source_name)])
     rules = match.rules
     tensors = {
-        tensor: array
-        for tensor, array in tensors.items()
-        if not matches_any(source.ignore, tensor)
+        tensor: array for tensor, array in tensors.items() if not matches_any(source.ignore, tensor)
     }
     found = options_of(spec_of(name, **options), tensors, rules)
     like = _leaves_of(name, tuple({**options, **found}.items()))

@@ -39,6 +39,7 @@ from jaxtransfer.train.saved import (
     warn_of,
 )
 from jaxtransfer.train.state import TrainState
+from jaxtransfer.train.stopping import DIRECTIONS, direction
 from jaxtransfer.tree import count_bytes, flatten, unflatten
 from jaxtransfer.tree.summary import format_bytes
 
@@ -83,8 +84,8 @@ class Checkpoints:
         resume: whether the run continues from the newest checkpoint, if there is one.
         keep: how many checkpoints are kept, the newest ones, from 1.
         keep_best: how many are kept besides, the best ones by `metric`.
-        metric: the name of a metric given to `save`; less is better of one whose name has `loss`,
-            `error`, `perplexity` or `divergence` in it, else more.
+        metric: the name of a metric given to `save`, of which `direction` in
+            `jaxtransfer.train.stopping` knows which way it is better.
 
     Raises:
         OutputError: the folder cannot be made or written.
@@ -377,9 +378,10 @@ def _check_arguments(
     problems = []
     if keep < 1:
         problems.append(f"keep: expected at least 1 checkpoint, found {keep}")
-    if keep_best < 0 or (keep_best and metric is None):
+    if keep_best < 0 or (keep_best and (metric is None or direction(metric) is None)):
         problems.append(
-            f"keep_best: expected a number from 0, with a metric, found {keep_best} and {metric}"
+            "keep_best: expected a number from 0, with a metric whose last word is one of "
+            f"{', '.join(DIRECTIONS)}, found {keep_best} and {metric}"
         )
     if frozen not in ("reference", "beside") or (frozen == "beside" and source is None):
         problems.append(

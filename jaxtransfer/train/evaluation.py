@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxtransfer.data import Data, preprocess_images
+from jaxtransfer.data import Data, Workers, evaluation_batches, preprocess_images
 from jaxtransfer.errors import DataError, TrainingError
 from jaxtransfer.models import AS_THEY_COME, Model, Preprocess
 from jaxtransfer.train.losses import Batch, Loss, cross_entropy
@@ -19,6 +19,9 @@ from jaxtransfer.train.scores import KINDS, Target, rough_mean, target_of
 from jaxtransfer.types import PyTree
 
 Sums: TypeAlias = dict[str, Any]
+
+READERS = 2
+"""Threads that read examples which are not in memory, where nobody has measured what is best."""
 
 # So many batches may be on their way to the device: it never waits, and does not fill up.
 IN_FLIGHT = 4
@@ -36,7 +39,7 @@ class Placement(Protocol):
         """The rows of a batch that this process reads."""
         ...
 
-    def put_batch(self, batch: Any) -> Any:
+    def put_batch(self, local_batch: Any) -> Any:
         """The whole batch, spread over the devices, from this process's rows."""
         ...
 
@@ -51,6 +54,7 @@ def evaluate(
     targets: Target | Mapping[str, Target] | None = None,
     preprocess: Preprocess | None = None,
     batch_size: int = 256,
+    workers: Workers | int = READERS,
     sharding: Placement | None = None,
 ) -> dict[str, float]:
     """The loss and the scores of a network in evaluation mode.
@@ -81,6 +85,7 @@ def evaluate(
         preprocess: what the network expects; by default what the model says, and for a forward pass
             nothing.
         batch_size: examples that are computed at a time, from 1.
+        workers: who reads examples that are not in memory; a number is one of threads.
         sharding: how batches are spread over devices and processes; `batch_size` must be divisible
             as it says.
 
@@ -108,38 +113,15 @@ def evaluate(
     everywhere = None if sharding is None else NamedSharding(sharding.batch.mesh, PartitionSpec())
     step = _step(apply, preprocess, loss or cross_entropy(), tuple(kinds.items()), everywhere)
     sums: list[Sums] = []
-    for batch in padded_batches(data, batch_size, sharding):
-        sums.append(step(params, stats, batch, centres))
-        if len(sums) > IN_FLIGHT:
-            jax.block_until_ready(sums[-1 - IN_FLIGHT])
+    size = min(batch_size, len(data)) if sharding is None else batch_size
+    rows = slice(None) if sharding is None else sharding.local_rows(size)
+    with evaluation_batches(data, size, workers=workers, rows=rows) as batches:
+        for batch in batches:
+            placed = batch if sharding is None else sharding.put_batch(batch)
+            sums.append(step(params, stats, placed, centres))
+            if len(sums) > IN_FLIGHT:
+                jax.block_until_ready(sums[-1 - IN_FLIGHT])
     return _scores(_added(jax.device_get(sums)), kinds)
-
-
-def padded_batches(
-    data: Data, batch_size: int, sharding: Placement | None = None
-) -> Iterator[dict[str, Any]]:
-    """All examples once and in order, in batches of one size with a `weight` for each example.
-
-    The last batch is padded with zeros of weight 0.
-
-    Args:
-        data: at least one example.
-        batch_size: examples in a batch of all processes together.
-        sharding: how batches are spread; each process reads its own rows.
-    """
-    count = len(data)
-    size = min(batch_size, count) if sharding is None else batch_size
-    rows = slice(0, size) if sharding is None else sharding.local_rows(size)
-    for first in range(0, count, size):
-        positions = np.arange(first, first + size)[rows]
-        there = positions[positions < count]
-        # A process that has no row of the last batch reads an example for its shape alone.
-        batch = data.read(there if len(there) else np.arange(1))
-        weights = np.asarray(batch.get("weight", np.ones(max(len(there), 1))), np.float32)
-        batch = {**batch, "weight": weights if len(there) else np.zeros_like(weights)}
-        pad = functools.partial(_padded, count=len(positions))
-        padded = jax.tree.map(pad, batch)
-        yield padded if sharding is None else sharding.put_batch(padded)
 
 
 @functools.lru_cache(maxsize=32)
@@ -249,9 +231,3 @@ def _tasks(outputs: Any, labels: Any, centres: Any) -> dict[str, tuple[Any, Any,
         return {"": (outputs, labels, centres)}
     found = outputs if isinstance(outputs, Mapping) else {}
     return {task: (found[task], labels[task], centres[task]) for task in labels if task in found}
-
-
-def _padded(rows: np.ndarray, count: int) -> np.ndarray:
-    rows = np.asarray(rows)
-    missing = count - len(rows)
-    return np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])

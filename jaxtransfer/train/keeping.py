@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtransfer.train.stopping import direction
+
 
 class Preservation:
     """Which checkpoints Orbax keeps: the newest ones, and the best ones of those with a score."""
@@ -33,13 +35,4 @@ def score_of(metrics: Mapping[str, float] | None, metric: str | None) -> float |
     value = None if metrics is None or metric is None else metrics.get(metric)
     if metric is None or value is None or not math.isfinite(value):
         return None
-    return -value if lower_is_better(metric) else value
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric's name says that less of it is better.
-
-    >>> lower_is_better("loss"), lower_is_better("accuracy")
-    (True, False)
-    """
-    return any(word in metric.lower() for word in ("loss", "error", "perplexity", "divergence"))
+    return -value if direction(metric) == "min" else value

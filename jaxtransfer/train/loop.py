@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxtransfer.data import Data, Loader, prefetch_to_device, preprocess_images
@@ -26,8 +25,8 @@ from jaxtransfer.train.events import Callback, Event
 from jaxtransfer.train.preemption import Termination, leave, watch_termination
 from jaxtransfer.train.settings import Settings, share_steps
 from jaxtransfer.train.sharding import Sharding
-from jaxtransfer.train.state import TrainState, check_plan, init_state
 from jaxtransfer.train.skipping import check_skipped
+from jaxtransfer.train.state import TrainState, check_plan, init_state
 from jaxtransfer.train.step import Metrics, TrainStep, make_train_step
 from jaxtransfer.train.stopping import Stall
 from jaxtransfer.tree import leaf_names, merge
@@ -270,9 +269,7 @@ class _Run:
             for number, metrics in pending
         ]
         rate, waiting = watch.lap(len(records))
-        self.skipped = check_skipped(
-            records, self.skipped, max_skipped=self.settings.max_skipped
-        )
+        self.skipped = check_skipped(records, self.skipped, max_skipped=self.settings.max_skipped)
         evaluation = None
         if evaluates and self.validation is not None:
             evaluation = evaluate(
@@ -282,6 +279,7 @@ class _Run:
                 self.validation,
                 loss=self.settings.loss,
                 batch_size=self.settings.batch_size,
+                workers=self.loader.choice[0],
                 sharding=self.sharding,
             )
             records[-1] |= {f"{VALIDATION}{name}": value for name, value in evaluation.items()}
@@ -382,7 +380,7 @@ def _program(
     tx, step = _cached_program(
         model.apply, model.spec.stages, plan, model.preprocess, shared, steps, sharding
     )
-    return tx, replace(step, regularisers=_on_devices(settings.regularisers, sharding))
+    return tx, step.with_regularisers(settings.regularisers)
 
 
 @functools.lru_cache(maxsize=16)

@@ -339,10 +339,11 @@ def _multi_task(tasks: tuple[tuple[str, Loss, float], ...]) -> Loss:
                     f"multi_task: expected {what} as a dict with {missing}, found "
                     f"{sorted(names) or type(found).__name__}"
                 )
-        return sum(
+        terms = [
             factor * one(outputs[task], {**batch, "label": labels[task]})
             for task, one, factor in tasks
-        )
+        ]
+        return jnp.sum(jnp.stack(terms), axis=0)
 
     described = ", ".join(f"{task}: {factor:g} {loss_name(one)}" for task, one, factor in tasks)
     loss.__qualname__ = f"multi_task({described})"

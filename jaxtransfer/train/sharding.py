@@ -199,9 +199,9 @@ class Sharding:
         """
         blocks, count = self._local_blocks()
         share = blocks.stop - blocks.start
-        rows = {name: np.shape(values)[:1] for name, values in local_batch.items()}
-        if len(set(rows.values())) != 1 or () in rows.values() or rows.popitem()[1][0] % share:
-            found = {name: np.shape(values) for name, values in local_batch.items()}
+        found = jax.tree.map(np.shape, dict(local_batch))
+        rows = {np.shape(values)[:1] for values in jax.tree.leaves(dict(local_batch))}
+        if len(rows) != 1 or () in rows or rows.pop()[0] % share:
             raise _error(
                 [
                     f" - batch: arrays of shapes {found} for {share} groups of devices here (data "
@@ -217,7 +217,7 @@ class Sharding:
             shape = (len(values) // share * count, *values.shape[1:])
             return jax.make_array_from_process_local_data(sharding, values, shape)
 
-        return {name: globally(values) for name, values in local_batch.items()}
+        return jax.tree.map(globally, dict(local_batch))
 
     def describe(self, tree: PyTree) -> str:
         """The layouts of a tree as a table: shape, axes of the mesh, bytes on each device.

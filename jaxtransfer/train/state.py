@@ -95,12 +95,15 @@ def init_state(
     check_plan(plan, model)
     trainable, frozen = split(model.params, plan)
     trainable = jax.tree.map(lambda leaf: _copy(leaf, precision.parameters), trainable)
+    # Optax mixes dtypes in its states, which strict promotion, where it is set, forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        opt_state = tx.init(trainable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
         frozen=jax.tree.map(jnp.asarray, frozen),
         stats=jax.tree.map(_copy, model.stats),
-        opt_state=tx.init(trainable),
+        opt_state=opt_state,
         ema=jax.tree.map(_average, trainable) if with_ema else None,
         rng=jax.random.key(seed),
         loss_scale=init_loss_scale(precision),

@@ -50,13 +50,15 @@ class TrainStep:
     Attributes:
         jitted: the compiled function of state, frozen parameters, batch and regularisers.
         regularisers: terms of the loss, with their arrays.
-        everywhere: the layout of a state under `jax.pmap`, which splits batches over its devices;
-            `None` under `jax.jit`.
+        everywhere: the layout of what all devices hold; `None` for that of the default device.
+        splits: whether each call splits its batch over the devices of `everywhere`, as `jax.pmap`
+            takes it.
     """
 
     jitted: Any
     regularisers: tuple[Regulariser, ...] = ()
     everywhere: NamedSharding | None = None
+    splits: bool = False
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """The state after one step on a batch, and the step's metrics."""
@@ -68,14 +70,21 @@ class TrainStep:
         """The step lowered for these arguments, as by `jax.jit(…).lower`: for costs and memory."""
         return self.jitted.lower(*self._arguments(self._placed(state), batch))
 
+    def with_regularisers(self, regularisers: Sequence[Regulariser]) -> TrainStep:
+        """The same step with these terms of the loss, which are on the devices from now on.
+
+        Steps that differ in the arrays of their regularisers alone share what is compiled.
+        """
+        return replace(self, regularisers=jax.device_put(tuple(regularisers), self.everywhere))
+
     def _placed(self, state: TrainState) -> TrainState:
         """Under pmap the state on all devices: once, since what a step gives is there already."""
-        if self.everywhere is None or state.step.sharding == self.everywhere:
+        if not self.splits or state.step.sharding == self.everywhere:
             return state
         return jax.device_put(state, self.everywhere)
 
     def _arguments(self, state: TrainState, batch: Batch) -> tuple[Any, ...]:
-        if self.everywhere is not None:
+        if self.splits and self.everywhere is not None:
             count = self.everywhere.mesh.size
             check_divisible(batch, count, "parallel", "devices")
             batch = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
@@ -162,7 +171,6 @@ def make_train_step(
         objective, optax.with_extra_args_support(tx), augment, ema_decay, sharding, parallel_axis
     )
     step = functools.partial(_step, recipe)
-    terms = tuple(regularisers)
     if parallel == "pmap":
         devices = jax.local_devices()
         everywhere = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
@@ -174,10 +182,11 @@ def make_train_step(
             donate_argnums=0,
             devices=devices,
         )
-        return TrainStep(mapped, jax.device_put(terms, everywhere), everywhere)
-    # Their arrays go to the devices once, and not anew in every step.
-    where = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
-    return TrainStep(jax.jit(step, donate_argnums=0), jax.device_put(terms, where))
+        found = TrainStep(mapped, (), everywhere, splits=True)
+    else:
+        everywhere = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
+        found = TrainStep(jax.jit(step, donate_argnums=0), (), everywhere)
+    return found.with_regularisers(regularisers)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ Mode: TypeAlias = Literal["auto", "min", "max"]
 DIRECTIONS: Mapping[str, Literal["min", "max"]] = {
     "loss": "min",
     "error": "min",
+    "perplexity": "min",
+    "divergence": "min",
     "accuracy": "max",
     "f1": "max",
     "squared": "max",
@@ -58,7 +60,7 @@ class Stall:
             problems.append(f"a min_delta of at least 0, found {self.min_delta}")
         if self.mode not in ("auto", "min", "max"):
             problems.append(f"a mode among auto, min, max, found {self.mode!r}")
-        elif self.mode == "auto" and _last_word(self.metric) not in DIRECTIONS:
+        elif self.mode == "auto" and direction(self.metric) is None:
             problems.append(
                 f"a mode of min or max for the metric {self.metric!r}, of which is not known "
                 "which way it is better, found auto"
@@ -103,7 +105,7 @@ class Stall:
                 raise TrainingError(
                     f"stopping: expected a metric among {', '.join(numbers)}, found {self.metric!r}"
                 )
-        mode = DIRECTIONS[_last_word(self.metric)] if self.mode == "auto" else self.mode
+        mode = direction(self.metric) if self.mode == "auto" else self.mode
         sign = 1.0 if mode == "min" else -1.0
         return [sign * float(evaluation[self.metric]) for evaluation in evaluations]
 
@@ -135,5 +137,10 @@ def early_stopping(
     return stop
 
 
-def _last_word(metric: str) -> str:
-    return metric.rpartition("/")[-1].rpartition("_")[-1]
+def direction(metric: str) -> Literal["min", "max"] | None:
+    """Which way a score is better, by the last word of its name; `None` where that is not known.
+
+    >>> direction("loss"), direction("age/mean_absolute_error"), direction("beauty")
+    ('min', 'min', None)
+    """
+    return DIRECTIONS.get(metric.rpartition("/")[-1].rpartition("_")[-1])
