@@ -365,11 +365,11 @@ def test_arrays_of_a_batch_have_the_same_number_of_rows(label: Any) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """What some steps have given: metrics of each, the last state, and how often they compiled."""
+    """What some steps gave: metrics, the last state, and the programs compiled after each step."""
 
     metrics: list[dict[str, float]]
     state: TrainState
-    compiled: int
+    compiled: list[int]
 
 
 @functools.lru_cache
@@ -417,7 +417,7 @@ def run(model: Model, plan: Plan, optimizer: str, where: Sharding | None, data: 
     state = init_state(model, plan, tx, with_ema=True)
     state = state if where is None else where.place(state)
     step = make_train_step(model.apply, cross_entropy(), tx, plan, ema_decay=0.9, sharding=where)
-    metrics = []
+    metrics, counts = [], []
     with counted_compilations() as compiled:
         for number in range(STEPS):
             rows = (np.arange(16) + 3 * number) % len(data)
@@ -425,7 +425,8 @@ def run(model: Model, plan: Plan, optimizer: str, where: Sharding | None, data: 
             batch = {**data.read(rows), "weight": weight}
             state, found = step(state, batch if where is None else where.put_batch(batch))
             metrics.append({name: float(value) for name, value in found.items()})
-    return Run(metrics, state, sum("jit(step)" in message for message in compiled))
+            counts.append(len(compiled))
+    return Run(metrics, state, counts)
 
 
 @pytest.fixture(scope="module")
@@ -437,7 +438,7 @@ def on_one_device(network: Model, examples: ArrayData) -> Any:
     )
 
 
-def assert_same(found: Run, expected: Run) -> None:
+def assert_same(found: Run, expected: Run, atol: float) -> None:
     for mine, theirs in zip(found.metrics, expected.metrics, strict=True):
         assert mine.keys() == theirs.keys()
         for name, value in mine.items():
@@ -446,7 +447,7 @@ def assert_same(found: Run, expected: Run) -> None:
     assert leaves.keys() == others.keys()
     for name, leaf in leaves.items():
         np.testing.assert_allclose(
-            host(leaf), host(others[name]), rtol=1e-5, atol=2e-6, err_msg=name
+            host(leaf), host(others[name]), rtol=1e-5, atol=atol, err_msg=name
         )
 
 
@@ -488,6 +489,9 @@ def test_a_run_on_many_devices_is_the_run_on_one(
     model = {"resnet": network, "vit": vit()}[name]
     where = sharding(count, **sizes)
     found = run(model, PLANS[name], optimizer, where, examples)
-    assert found.compiled == 1
+    assert found.compiled[0] >= 1 and len(set(found.compiled)) == 1  # all in the first step
     assert jax.tree.map(lambda leaf: leaf.sharding, found.state) == where.of(found.state)
-    assert_same(found, on_one_device(name, optimizer))
+    # Adam divides each gradient by its own size, and with it the rounding of those near 0: allowed
+    # is a thousandth of a step, whose size is the learning rate.
+    atol = 1e-5 if optimizer == "adamw" else 2e-6
+    assert_same(found, on_one_device(name, optimizer), atol)
