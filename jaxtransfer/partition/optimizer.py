@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from jaxtransfer.errors import PlanError
 from jaxtransfer.partition.decay import is_decayed
@@ -115,9 +116,10 @@ def build_optimizer(
 
 def _injectable(value: Any) -> Any:
     """A number as one that is kept in the state, or a schedule as one that any promotion allows."""
-    if value is None or isinstance(value, jax.Array):
+    if value is None or isinstance(value, Tracer):
         return value
     if not callable(value):
+        # Of the host, since a step donates the array that each state makes of it.
         return np.asarray(value, np.float32)
 
     def schedule(step: Any) -> Any:
@@ -165,12 +167,21 @@ def _all_leaves(build: Build, rate: Any, settings: SettingsOf) -> Transformation
         scales = map_with_names(lambda name, _: parts[name].scales, tree)
         return optax.with_extra_args_support(build(Parts(rate, decays, scales)))
 
+    def init(params: PyTree) -> Any:
+        # Some keep where they started: the step donates the parameters and the state, so these
+        # must not be the same arrays.
+        own = {id(leaf) for leaf in jax.tree.leaves(params)}
+        return jax.tree.map(
+            lambda leaf: jnp.array(leaf, copy=True) if id(leaf) in own else leaf,
+            built(params).init(params),
+        )
+
     def update(
         updates: PyTree, state: Any, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, Any]:
         return built(updates).update(updates, state, params, **extra)
 
-    return optax.GradientTransformationExtraArgs(lambda params: built(params).init(params), update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _each_leaf(

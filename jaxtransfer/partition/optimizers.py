@@ -138,7 +138,14 @@ def _prodigy(parts: Parts) -> Transformation:
     beta1, beta2 = 0.9, 0.999
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        moved, new_state = inner.update(updates, state, params)
+        result: Any = inner.update(updates, state, params)
+        moved, new_state = result
+        # Optax divides by this sum, which is 0 until a gradient meets a learning rate, as it does
+        # not in the first step of a warm-up.
+        idle = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(new_state.grad_sum)) == 0
+        moved = jax.tree.map(lambda move: jnp.where(idle, jnp.zeros_like(move), move), moved)
+        found = jnp.where(idle, state.estim_lr, new_state.estim_lr)
+        new_state = new_state._replace(estim_lr=found)
         steps = state.count + 1
         corrected = (1 - beta2**steps) ** 0.5 / (1 - beta1**steps)
         rate = state.estim_lr * parts.rate * corrected

@@ -180,6 +180,16 @@ def test_the_scale_of_a_group_is_a_factor_on_its_learning_rate(name: str, params
     assert_close(scaled["head"], run(slower, params["head"])[-1])
 
 
+def test_prodigy_stands_still_until_a_gradient_meets_a_rate(params: Any) -> None:
+    def warm_up(step: Any) -> Any:
+        return jnp.where(step < 2, 0.0, 1.0)
+
+    trees = run(ALL.optimizer(1.0, optimizer="prodigy", schedule=warm_up), params["head"])
+    assert_close(trees[1], params["head"])
+    assert np.isfinite(trees[-1]["kernel"]).all()
+    assert np.abs(trees[-1]["kernel"] - params["head"]["kernel"]).max() > 0
+
+
 def test_an_optimizer_of_ones_own_is_a_direction(params: Any) -> None:
     plan = Plan((Group("head/**", optimizer="mine"), Group("**")))
     tx = plan.optimizer(
@@ -350,6 +360,8 @@ def test_the_learning_rate_of_every_optimizer_is_in_the_state_once(name: str, pa
     state = optax.tree.set(tx.init(params), learning_rate=jnp.float32(RATE))
     (found,) = optax.tree.get_all_with_path(state, "learning_rate")
     assert found[1] == jnp.float32(RATE)
+    kept = {id(leaf) for leaf in jax.tree.leaves(state)}
+    assert not kept & {id(leaf) for leaf in jax.tree.leaves(params)}  # a step donates both
 
 
 def test_the_rate_in_the_state_is_the_one_that_counts(params: Any) -> None:
