@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.errors import TrainingError
+from jaxtransfer.surgery.network import working_dtype
 from jaxtransfer.train.convolutions import canonical_convolutions
 from jaxtransfer.types import PyTree
 
@@ -76,7 +77,7 @@ def accumulate(
     parts = micro_batches(batch, count)
     first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), parts)
     _, summands = jax.eval_shape(function, carry, first, jnp.int32(0))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _sum_dtype(leaf.dtype)), summands)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, working_dtype(leaf.dtype)), summands)
 
     def body(state: tuple[Carry, Sums], part: Any) -> tuple[tuple[Carry, Sums], None]:
         (carry, sums), (micro, position) = state, part
@@ -87,7 +88,3 @@ def accumulate(
     positions = jnp.arange(count, dtype=jnp.int32)
     result, _ = jax.lax.scan(body, (carry, zeros), (parts, positions))
     return result
-
-
-def _sum_dtype(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)

@@ -69,7 +69,9 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[An
             inner = equation.params[_CALLS[name]]
             # What is computed a second time must not be found to be the same as the first.
             values = lax.optimization_barrier(values) if name in _RECOMPUTES else values
-            results = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), values)
+            results = _evaluate(
+                getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), values
+            )
         else:
             results = _run(equation, values)
         known.update(zip(equation.outvars, results, strict=True))
@@ -78,10 +80,9 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[An
 
 def _run(equation: Any, values: Sequence[Any]) -> list[Any]:
     """One operation as it stands."""
-    pairs = zip(equation.invars, values, strict=True)
-    taken = {variable: value for variable, value in pairs if not isinstance(variable, core.Literal)}
-    alone = core.Jaxpr((), list(taken), equation.outvars, [equation])
-    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*taken.values())
+    primitive = equation.primitive
+    results = primitive.bind(*values, **primitive.get_bind_params(equation.params))
+    return results if primitive.multiple_results else [results]
 
 
 def _convolve(left: jax.Array, right: jax.Array, *, dimension_numbers: Any, **params: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,17 +124,21 @@ class Objective:
     ) -> tuple[Forward, PyTree]:
         params, how = merge(trainable, frozen), self.precision
         inputs = batch["image"] if self.prepare is None else self.prepare(batch["image"])
-        outputs, stats, features = forward(
-            self.apply,
-            self.stages,
-            tuple(dict.fromkeys(stage for r in regularisers for stage in r.stages)),
-            self.remat,
-            cast_floats(params, how.compute),
-            stats,
-            cast_floats(inputs, how.compute),
-            {"dropout": key},
-            frozen_modules,
-        )
+        # Flax's normalisations mix half precision with their float32 statistics, which strict
+        # promotion, where it is set, forbids; what they give has the dtype of what they took.
+        is_half = how.compute.itemsize < 4
+        with jax.numpy_dtype_promotion("standard") if is_half else contextlib.nullcontext():
+            outputs, stats, features = forward(
+                self.apply,
+                self.stages,
+                tuple(dict.fromkeys(stage for r in regularisers for stage in r.stages)),
+                self.remat,
+                cast_floats(params, how.compute),
+                stats,
+                cast_floats(inputs, how.compute),
+                {"dropout": key},
+                frozen_modules,
+            )
         outputs, features = cast_floats((outputs, features), how.output)
         return Forward(trainable, params, inputs, outputs, features, batch), stats
 
@@ -179,7 +184,7 @@ def _weighted_mean(
 
 
 def _weighted(values: jax.Array, weight: jax.Array) -> jax.Array:
-    """Zero where the weight is, whatever the value: what fills up a batch may have a loss of NaN."""
+    """Zero where the weight is, whatever the value: what fills up a batch may have none."""
     return jnp.where(weight == 0, 0, weight * values.astype(jnp.float32))
 
 

@@ -87,7 +87,7 @@ class Precision:
         for name in ("parameters", "compute", "output"):
             given = getattr(self, name)
             try:
-                dtype = jnp.dtype(given)
+                dtype = None if given is None else jnp.dtype(given)
             except TypeError:
                 dtype = None
             if dtype is None or not jnp.issubdtype(dtype, jnp.floating):

@@ -148,7 +148,11 @@ def forward(
         pieces = segments(stages, features, remat) if features or remat else segments(())
         outputs, stats, entered = run_segments(apply, pieces, *arguments)
         first = {stage: arguments[2] for stage in features if stage == stages[0]}
-        return outputs, stats, first | {stage: entered[stage] for stage in features if stage in entered}
+        return (
+            outputs,
+            stats,
+            first | {stage: entered[stage] for stage in features if stage in entered},
+        )
     if remat:
         raise TrainingError(
             "remat: expected a network whose forward pass can begin at a stage, by start=, found "

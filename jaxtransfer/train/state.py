@@ -12,6 +12,7 @@ import optax
 from jaxtransfer.errors import PlanError, TrainingError
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan
+from jaxtransfer.surgery.network import working_dtype
 from jaxtransfer.train.precision import FLOAT32, LossScale, Precision, init_loss_scale
 from jaxtransfer.tree import merge, named_leaves, split
 from jaxtransfer.types import PyTree
@@ -134,4 +135,4 @@ def _copy(leaf: Any, dtype: Any = None) -> jax.Array:
 
 def _average(leaf: jax.Array) -> jax.Array:
     """The start of a moving average; in half precision its small changes would be rounded away."""
-    return _copy(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+    return _copy(leaf, working_dtype(leaf.dtype))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxtransfer.errors import TrainingError
+from jaxtransfer.models.calling import keywords_of
 from jaxtransfer.models.synchronised import batch_axis
 from jaxtransfer.partition import Plan
 from jaxtransfer.train.accumulate import check_divisible
@@ -46,28 +50,35 @@ class TrainStep:
     Attributes:
         jitted: the compiled function of state, frozen parameters, batch and regularisers.
         regularisers: terms of the loss, with their arrays.
-        devices: number of devices over which `jax.pmap` splits a batch; `None` under `jax.jit`.
+        everywhere: the layout of a state under `jax.pmap`, which splits batches over its devices;
+            `None` under `jax.jit`.
     """
 
     jitted: Any
     regularisers: tuple[Regulariser, ...] = ()
-    devices: int | None = None
+    everywhere: NamedSharding | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """The state after one step on a batch, and the step's metrics."""
+        state = self._placed(state)
         moved, metrics = self.jitted(*self._arguments(state, batch))
         return replace(moved, frozen=state.frozen), metrics
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
         """The step lowered for these arguments, as by `jax.jit(…).lower`: for costs and memory."""
-        return self.jitted.lower(*self._arguments(state, batch))
+        return self.jitted.lower(*self._arguments(self._placed(state), batch))
+
+    def _placed(self, state: TrainState) -> TrainState:
+        """Under pmap the state on all devices: once, since what a step gives is there already."""
+        if self.everywhere is None or state.step.sharding == self.everywhere:
+            return state
+        return jax.device_put(state, self.everywhere)
 
     def _arguments(self, state: TrainState, batch: Batch) -> tuple[Any, ...]:
-        if self.devices is not None:
-            check_divisible(batch, self.devices, "parallel", "devices")
-            batch = jax.tree.map(
-                lambda leaf: leaf.reshape(self.devices, -1, *leaf.shape[1:]), batch
-            )
+        if self.everywhere is not None:
+            count = self.everywhere.mesh.size
+            check_divisible(batch, count, "parallel", "devices")
+            batch = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
         return replace(state, frozen=None), state.frozen, batch, self.regularisers
 
 
@@ -142,13 +153,22 @@ def make_train_step(
         objective, optax.with_extra_args_support(tx), augment, ema_decay, sharding, parallel_axis
     )
     step = functools.partial(_step, recipe)
-    regularisers = _on_devices(tuple(regularisers), sharding)
-    if parallel == "jit":
-        return TrainStep(jax.jit(step, donate_argnums=0), regularisers)
-    mapped = jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None, donate_argnums=0
-    )
-    return TrainStep(mapped, regularisers, jax.local_device_count())
+    terms = tuple(regularisers)
+    if parallel == "pmap":
+        devices = jax.local_devices()
+        everywhere = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+        mapped = jax.pmap(
+            step,
+            axis_name=AXIS,
+            in_axes=(None, None, 0, None),
+            out_axes=None,
+            donate_argnums=0,
+            devices=devices,
+        )
+        return TrainStep(mapped, jax.device_put(terms, everywhere), everywhere)
+    # Their arrays go to the devices once, and not anew in every step.
+    where = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
+    return TrainStep(jax.jit(step, donate_argnums=0), jax.device_put(terms, where))
 
 
 @dataclass(frozen=True)
@@ -175,16 +195,6 @@ def _check(accumulate: int, ema_decay: float | None, sharding: Any, parallel: st
         problems.append("sharding: expected None with parallel='pmap', which keeps all everywhere")
     if problems:
         raise TrainingError("; ".join(problems))
-
-
-def _on_devices(
-    regularisers: tuple[Regulariser, ...], sharding: Any
-) -> tuple[Regulariser, ...]:
-    """Their arrays on the devices once, and not anew in every step."""
-    if sharding is None:
-        return jax.device_put(regularisers)
-    everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    return jax.device_put(regularisers, everywhere)
 
 
 def _step(
@@ -219,10 +229,13 @@ def _step(
             found.gradients,
             state.opt_state,
             state.trainable,
-            value=found.value,
-            grad_fn=lambda trainable, _: gradients_at(trainable).gradients,
+            **_taken(
+                recipe.tx.update,
+                value=found.value,
+                grad_fn=lambda trainable, _: gradients_at(trainable).gradients,
+            ),
         )
-    trainable = optax.apply_updates(state.trainable, updates)
+        trainable = optax.apply_updates(state.trainable, updates)
     stats = _keep_frozen_stats(
         recipe.objective.plan, merge(state.trainable, frozen), state.stats, found.stats
     )
@@ -267,6 +280,14 @@ def _check_state(state: TrainState, recipe: _Recipe) -> None:
         raise TrainingError("; ".join(problems))
 
 
+def _taken(update: Callable[..., Any], **offered: Any) -> dict[str, Any]:
+    """What an optimizer takes of what it is offered."""
+    parameters = inspect.signature(update).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return offered
+    return {name: value for name, value in offered.items() if name in keywords_of(update)}
+
+
 def _with_float_images(batch: Batch) -> Batch:
     """The batch with images in [0, 1], as augmentations expect them."""
     image = jnp.asarray(batch["image"])
@@ -286,4 +307,6 @@ def _keep_frozen_stats(plan: Plan, params: PyTree, old: PyTree, new: PyTree) -> 
 def _average(ema: PyTree | None, trainable: PyTree, decay: float | None) -> PyTree | None:
     if ema is None or decay is None:
         return None
-    return optax.incremental_update(trainable, ema, 1.0 - decay)
+    return jax.tree.map(
+        lambda old, new: decay * old + (1 - decay) * new.astype(old.dtype), ema, trainable
+    )

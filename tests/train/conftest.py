@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxtransfer.data import ArrayData
 from jaxtransfer.models import Model, init
+from jaxtransfer.models.layers import BatchNorm
+from jaxtransfer.models.stages import StagedNetwork
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +28,64 @@ def examples() -> ArrayData:
     noise = rng.random((20, 8, 8, 1))
     images = (0.4 * noise + 0.3 * labels[:, None, None, None]).astype(np.float32)
     return ArrayData(images, labels)
+
+
+class Staged(StagedNetwork):
+    """Dense stages with the zoo's BatchNorm, with Flax's, and with dropout; quick to compile."""
+
+    rate: float = 0.0
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("stem", "body", "neck", "head")
+
+    def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
+        if stage == "head":
+            return nn.Dense(3, name="head")(x)
+        return Part(stage == "body", self.rate, name=stage)(x, train=train)
+
+
+class Part(nn.Module):
+    """A dense layer, a normalisation, and dropout."""
+
+    by_flax: bool
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = nn.Dense(6, name="dense")(x)
+        kind = nn.BatchNorm if self.by_flax else BatchNorm
+        x = kind(momentum=0.9, name="bn")(x, use_running_average=not train)
+        return nn.Dropout(self.rate, name="dropout")(nn.tanh(x), deterministic=not train)
+
+
+def staged_model(rate: float = 0.0) -> Model:
+    """A model of four stages with fixed random weights."""
+    module = Staged(rate=rate)
+    variables = module.init(jax.random.key(0), jnp.ones((1, 4)), train=False)
+    return Model.from_linen(module, variables, stages=module.stages)
+
+
+@pytest.fixture(scope="session")
+def staged() -> Model:
+    """Four dense stages with normalisations and no dropout."""
+    return staged_model()
+
+
+@pytest.fixture(scope="session")
+def staged_with_dropout() -> Model:
+    """The same with dropout."""
+    return staged_model(rate=0.5)
+
+
+@pytest.fixture(scope="session")
+def rows() -> dict[str, np.ndarray]:
+    """Sixteen examples of four features, with very unequal weights."""
+    rng = np.random.default_rng(3)
+    weight = rng.random(16).astype(np.float32) ** 6
+    weight[5] = 0
+    return {
+        "image": rng.normal(size=(16, 4)).astype(np.float32),
+        "label": rng.integers(0, 3, 16).astype(np.int32),
+        "weight": weight,
+    }
