@@ -329,7 +329,7 @@ def multi_task(losses: Mapping[str, Loss], weights: Mapping[str, float] | None =
 
 @_cached
 def _multi_task(tasks: tuple[tuple[str, Loss, float], ...]) -> Loss:
-    def loss(outputs: Mapping[str, Any], batch: Batch) -> jax.Array:
+    def loss(outputs: Mapping[str, Any], batch: Batch) -> Any:
         labels = batch["label"]
         for what, found in (("outputs", outputs), ("labels", labels)):
             names = set(found) if isinstance(found, Mapping) else set()

@@ -59,9 +59,8 @@ def test_every_convolution_and_product_computes_in_the_compute_dtype(name: str) 
         step = make_train_step(model.apply, cross_entropy(), tx, plan, precision=BFLOAT16)
         return step(state, batch)
 
-    height, width = model.spec.input_size
     batch = {
-        "image": jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32),
+        "image": jax.ShapeDtypeStruct((2, *(model.spec.input_size or ()), 3), jnp.float32),
         "label": jax.ShapeDtypeStruct((2,), jnp.int32),
     }
     found = heavy_operations(jax.make_jaxpr(abstract_step)(model, batch).jaxpr)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxtransfer.errors import PlanError
+from jaxtransfer.errors import PlanError, TrainingError
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Group, Plan, full, probe
 from jaxtransfer.train import init_state
@@ -75,3 +75,14 @@ def test_a_misspelt_pattern_is_found_before_the_first_step(network: Model) -> No
     plan = Plan((Group(("head/**", "laier3/**")), FROZEN))
     with pytest.raises(PlanError, match="laier3"):
         init_state(network, plan, plan.optimizer(1e-3))
+
+
+def test_the_average_starts_as_a_copy_and_is_merged_with_what_is_frozen(network: Model) -> None:
+    plan = probe(network)
+    state = init_state(network, plan, plan.optimizer(1e-3), with_ema=True)
+    assert diff(network.params, state.ema_params).is_empty
+    assert leaf_names(state.ema) == leaf_names(state.trainable)
+    with pytest.raises(
+        TrainingError, match="ema_params: expected .* give init_state with_ema=True"
+    ):
+        init_state(network, plan, plan.optimizer(1e-3)).ema_params  # noqa: B018
