@@ -12,7 +12,8 @@ from jaxtransfer.data import ArrayData
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Group, Plan
 from jaxtransfer.train import Checkpoints, Settings, train
-from jaxtransfer.train.loop import OnStep, run_identity
+from jaxtransfer.train.loop import OnStep
+from jaxtransfer.train.settings import run_identity
 from jaxtransfer.tree import diff
 
 SETTINGS = Settings(steps=10, batch_size=4, learning_rate=0.01, weight_decay=0.1)

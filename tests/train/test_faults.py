@@ -33,8 +33,8 @@ from jaxtransfer.train import (
     init_state,
     train,
 )
-from jaxtransfer.train.loop import run_identity
 from jaxtransfer.train.saved import hash_of_record, read_record
+from jaxtransfer.train.settings import run_identity
 from jaxtransfer.tree import fingerprint
 from tests.train.runs import Run, Stop, assert_same, contents_of, steps_in
 
@@ -328,7 +328,7 @@ from jaxtransfer.data import ArrayData
 from jaxtransfer.models import Model
 from jaxtransfer.partition import full
 from jaxtransfer.train import Checkpoints, Settings, train
-from jaxtransfer.train.loop import run_identity
+from jaxtransfer.train.settings import run_identity
 from jaxtransfer.train.saved import hash_of_record, read_record
 
 SETTINGS = Settings(steps=100_000, batch_size=4)
