@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxtransfer.data import Data, Loader, prefetch_to_device, preprocess_images
@@ -93,12 +94,13 @@ def train(
     if sharding is None and jax.process_count() > 1:
         sharding = Sharding()
     per_epoch = -(-len(data) // settings.batch_size)
+    ready = data.ready(model.preprocess)
     run = _Run(
         plans=tuple(plans),
         lengths=share_steps(plans, settings.steps),
         settings=settings,
         loader=Loader(
-            data.ready(model.preprocess),
+            ready,
             settings.batch_size,
             settings.seed,
             workers=workers,
@@ -111,11 +113,19 @@ def train(
         checkpoints=checkpoints,
         save_every=save_every,
         sharding=sharding,
+        largest=_largest_integer(ready),
     )
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             run.termination = stack.enter_context(watch_termination())
         return run.carry_out(model), run.history
+
+
+def _largest_integer(data: Data) -> int | None:
+    """The largest value of the dtype of images of integers; `None` for other inputs."""
+    images = data.read(np.arange(1))["image"]
+    is_integer = isinstance(images, np.ndarray) and images.dtype.kind in "iu"
+    return int(np.iinfo(images.dtype).max) if is_integer else None
 
 
 def changed_by(plans: Sequence[Plan], params: PyTree) -> frozenset[str]:
@@ -139,6 +149,7 @@ def _check(
     for name, examples in (("data", data), ("validation", validation)):
         if examples is not None and not len(examples):
             raise DataError(f"{name}: expected at least one example, found none")
+    check_labels(data, model)
     for plan in plans:
         check_plan(plan, model)
         if plan.patience is not None and validation is None:
@@ -146,6 +157,22 @@ def _check(
                 f"plan {plan.name!r}: expected validation examples, by whose scores its patience "
                 "can be measured, found none; give validation=, or take a plan without patience"
             )
+
+
+def check_labels(data: Data, model: Model) -> None:
+    """Raise where a class of the labels has no output.
+
+    Raises:
+        DataError: a label is not below the number of the model's outputs.
+    """
+    labels = data.labels
+    is_class = isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu"
+    outputs = model.num_classes
+    if is_class and outputs is not None and not model.spec.task_heads and labels.max() >= outputs:
+        raise DataError(
+            f"labels: expected classes below {outputs}, the number of the head's outputs, found "
+            f"{labels.max()}; replace_head gives the network as many as there are classes"
+        )
 
 
 @dataclass
@@ -164,6 +191,7 @@ class _Run:
     save_every: int
     sharding: Sharding | None
     termination: Termination | None = None
+    largest: int | None = None
     number: int = 0
     skipped: int = 0
     history: list[Record] = field(default_factory=list)
@@ -191,7 +219,9 @@ class _Run:
     ) -> TrainState:
         """Carry out one plan; the state after its last step."""
         plan, settings = self.plans[position], self.settings
-        tx, step = _program(model, plan, settings, self.lengths[position], self.sharding)
+        tx, step = _program(
+            model, plan, settings, self.lengths[position], self.largest, self.sharding
+        )
         state = _start(model, plan, tx, settings, position)
         if before is not None and settings.carry_moments:
             state = replace(state, opt_state=carry_opt_state(before.opt_state, state.opt_state))
@@ -364,21 +394,30 @@ def _start(
     )
 
 
-def _prepare(images: jax.Array, how: Preprocess, is_augmented: bool) -> jax.Array:
-    # What an augmentation has brought to the network's size is not cut again.
-    if is_augmented and images.shape[1:3] == how.size:
+def _prepare_augmented(images: jax.Array, how: Preprocess, largest: int | None) -> jax.Array:
+    """Preprocess what an augmentation has made of images, of integers up to `largest` or floats."""
+    # Integers were divided by their largest value, whatever the network wants them divided by.
+    if largest is not None and how.scale != largest:
+        images = images * jnp.float32(largest / (how.scale or 1))
+    # What was brought to the network's size is not cut again.
+    if images.shape[1:3] == how.size:
         how = replace(how, crop_fraction=1.0)
     return preprocess_images(images, how)
 
 
 def _program(
-    model: Model, plan: Plan, settings: Settings, steps: int, sharding: Sharding | None
+    model: Model,
+    plan: Plan,
+    settings: Settings,
+    steps: int,
+    largest: int | None,
+    sharding: Sharding | None,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
     """The optimizer and the jitted step of a plan; the learning rate is set in the state."""
     # Runs that differ in these alone share one compiled step.
     shared = replace(settings, steps=1, learning_rate=1.0, seed=0, regularisers=())
     tx, step = _cached_program(
-        model.apply, model.spec.stages, plan, model.preprocess, shared, steps, sharding
+        model.apply, model.spec.stages, plan, model.preprocess, shared, steps, largest, sharding
     )
     return tx, step.with_regularisers(settings.regularisers)
 
@@ -391,6 +430,7 @@ def _cached_program(
     preprocess: Preprocess,
     settings: Settings,
     steps: int,
+    largest: int | None,
     sharding: Sharding | None,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
     schedule = settings.schedule
@@ -402,13 +442,16 @@ def _cached_program(
         clip_norm=settings.clip_norm,
         schedule=build(steps),
     )
-    is_augmented = settings.augment is not None
+    if settings.augment is None:
+        prepare = functools.partial(preprocess_images, how=preprocess)
+    else:
+        prepare = functools.partial(_prepare_augmented, how=preprocess, largest=largest)
     step = make_train_step(
         apply,
         settings.loss,
         tx,
         plan,
-        prepare=functools.partial(_prepare, how=preprocess, is_augmented=is_augmented),
+        prepare=prepare,
         augment=settings.augment,
         stages=stages,
         accumulate=settings.accumulate,

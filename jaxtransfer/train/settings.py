@@ -15,7 +15,7 @@ from jaxtransfer.data import Data
 from jaxtransfer.errors import TrainingError
 from jaxtransfer.models import Model
 from jaxtransfer.partition import SCHEDULES, Plan
-from jaxtransfer.train.losses import Batch, Loss, cross_entropy
+from jaxtransfer.train.losses import Batch, Loss, cross_entropy, loss_name
 from jaxtransfer.train.precision import FLOAT32, Precision
 from jaxtransfer.train.regularisers import Regulariser
 from jaxtransfer.train.skipping import MAX_SKIPPED
@@ -105,6 +105,10 @@ class Settings:
             raise TrainingError(f"settings: expected {'; '.join(problems)}")
 
 
+ORDER = "batch_indices/1"
+"""Changes when the order of the examples does, so that no run goes on in another one."""
+
+
 def share_steps(plans: Sequence[Plan], steps: int) -> tuple[int, ...]:
     """How many of the steps each plan gets: by its share, at least one, in all `steps`.
 
@@ -136,6 +140,8 @@ def run_identity(
     return {
         **{field.name: _described(getattr(settings, field.name)) for field in fields(settings)},
         "plans": [json.loads(plan.to_json()) for plan in plans],
+        "loss": loss_name(settings.loss),
+        "order": ORDER,
         "network": str((spec.name, spec.options, spec.head_layers)),
         "preprocess": model.preprocess.to_dict(),
         "model": fingerprint({"params": model.params, "stats": model.stats}),

@@ -19,7 +19,6 @@ from jaxtransfer.evaluate.predict import predict
 from jaxtransfer.models import Model
 from jaxtransfer.train import cross_entropy, evaluate
 from jaxtransfer.train.evaluation import _step as cached_step
-from jaxtransfer.train.evaluation import padded_batches
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(11, 4)).astype(np.float32)
@@ -243,8 +242,6 @@ def test_batches_do_not_change_weighted_means(batch_size: int, weights: list[flo
     labels = np.arange(11) % 3
     given_weights = np.float32(weights)
     data = Weighted(FEATURES, labels, given_weights)
-    count = sum(1 for _ in padded_batches(data, batch_size))
-    assert count == -(-11 // min(batch_size, 11))
     if given_weights.sum() == 0:
         with pytest.raises(DataError, match="weights with a sum above 0, found 0"):
             evaluate(linear, KERNEL, {}, data, batch_size=batch_size)
@@ -311,30 +308,6 @@ def test_scores_are_the_same_on_any_number_of_devices(
     found = evaluate(*arguments, batch_size=16, sharding=over)
     alone = evaluate(*arguments, batch_size=16)
     assert found == {name: pytest.approx(value, rel=1e-6) for name, value in alone.items()}
-
-
-def test_the_rows_of_all_processes_are_each_example_once() -> None:
-    class Half(OverDevices):
-        def __init__(self, first: int) -> None:
-            self.first = first
-
-        def local_rows(self, batch_size: int) -> slice:
-            half = batch_size // 2
-            return slice(self.first * half, (self.first + 1) * half)
-
-        def put_batch(self, batch: Any) -> Any:
-            return batch
-
-    data = Weighted(np.arange(1, 10, dtype=np.float32)[:, None], np.arange(9))
-    halves = [list(padded_batches(data, 6, Half(first))) for first in (0, 1)]
-    assert [len(half) for half in halves] == [2, 2]
-    batches = [batch for half in halves for batch in half]
-    assert all(
-        batch["image"].shape == (3, 1) and batch["weight"].shape == (3,) for batch in batches
-    )
-    read = np.concatenate([batch["image"][batch["weight"] > 0, 0] for batch in batches])
-    assert sorted(read) == list(range(1, 10))
-    assert halves[1][1]["weight"].tolist() == [0, 0, 0]
 
 
 def test_what_cannot_be_evaluated_is_told() -> None:
