@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,10 +156,11 @@ def _augmentation(name: str, model: Model) -> Any:
 
 
 def _sharding(options: argparse.Namespace) -> Sharding | None:
-    """All devices where there are several, else none that would have to be told of."""
-    if jax.device_count() == 1:
-        return None
-    return Sharding(fsdp=options.fsdp, tensor=options.tensor)
+    """The layout asked for, or as many devices as divide the batch; `None` for a single one."""
+    if jax.process_count() > 1 or options.fsdp * options.tensor > 1:
+        return Sharding(fsdp=options.fsdp, tensor=options.tensor)
+    count = math.gcd(options.batch_size, jax.device_count())
+    return None if count == 1 else Sharding(devices=tuple(jax.devices()[:count]))
 
 
 def _callbacks(options: argparse.Namespace, out: Path) -> list[Callback]:

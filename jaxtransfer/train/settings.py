@@ -105,6 +105,9 @@ class Settings:
             raise TrainingError(f"settings: expected {'; '.join(problems)}")
 
 
+_NO_PART = ("max_skipped",)
+"""Settings that do not change what a run computes, so that one may go on with others."""
+
 ORDER = "batch_indices/1"
 """Changes when the order of the examples does, so that no run goes on in another one."""
 
@@ -137,8 +140,9 @@ def run_identity(
     class of its own by how it is printed, and arrays in it by their hash.
     """
     spec = model.spec
+    names = [field.name for field in fields(settings) if field.name not in _NO_PART]
     return {
-        **{field.name: _described(getattr(settings, field.name)) for field in fields(settings)},
+        **{name: _described(getattr(settings, name)) for name in names},
         "plans": [json.loads(plan.to_json()) for plan in plans],
         "loss": loss_name(settings.loss),
         "order": ORDER,

@@ -206,8 +206,8 @@ def test_nothing_already_written_is_lost_when_the_loss_becomes_nan(
     before = contents_of(tmp_path)
     history = before.pop(tmp_path / "history.jsonl")
     assert steps_in(tmp_path) == [2, 4]
-    spoilt = replace(lp_ft_run, settings=replace(SETTINGS, loss=poisoned()))
-    with pytest.raises(NonFiniteLossError, match=r"^step [5-8] of plan"):
+    spoilt = replace(lp_ft_run, settings=replace(SETTINGS, loss=poisoned(), max_skipped=1))
+    with pytest.raises(NonFiniteLossError, match="^step [5-8]: "):
         spoilt.into(tmp_path)
     assert {path: path.read_bytes() for path in before} == before
     assert (tmp_path / "history.jsonl").read_bytes().startswith(history)
@@ -267,7 +267,10 @@ def test_a_folder_with_a_run_is_not_written_over(lp_ft_run: Run, folder: Path) -
     [
         ({"keep": 0}, "keep: expected at least 1 checkpoint, found 0"),
         ({"keep": -1}, "keep: expected at least 1 checkpoint, found -1"),
-        ({"keep_best": 1}, "keep_best: expected a number from 0, with a metric, found 1 and None"),
+        (
+            {"keep_best": 1},
+            "keep_best: expected a number from 0, with a metric .*accuracy.*, found 1 and None",
+        ),
         ({"keep_best": -1, "metric": "loss"}, "found -1 and loss"),
         ({"frozen": "beside"}, "found 'beside' without a source"),
         ({"frozen": "elsewhere"}, "found 'elsewhere' without a source"),
