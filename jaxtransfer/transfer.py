@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -456,8 +456,17 @@ def finetune(
 
 def fit_head(model: Model, data: Data, seed: int = 0) -> Model:
     """The model itself where its head fits the labels, else with a new head; see `finetune`."""
-    if model.spec.task_heads:
-        return model  # a loss for several tasks knows which head answers to which labels
+    tasks = sorted(head.task for head in model.spec.task_heads)
+    labelled = sorted(data.labels) if isinstance(data.labels, Mapping) else None
+    if tasks and tasks == labelled:
+        return model
+    if tasks or labelled is not None:
+        raise ModelError(
+            f"{model.spec.name}: expected a head for each task that has labels, found heads for "
+            f"{', '.join(tasks) or 'one task alone'} and labels of "
+            f"{'one task alone' if labelled is None else ', '.join(labelled)}; give labels as a "
+            "dict by task, and heads by replace_head(model, tasks={…})"
+        )
     model = drop_background(model) if has_head(model) else model
     if data.classes is not None:
         if model.labels == data.classes:
