@@ -94,6 +94,21 @@ def test_pools_have_gradients_and_keep_the_dtype(pool):
     assert pool(jnp.asarray(x, jnp.bfloat16), 3, 2, 1).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize(("length", "size", "stride"), [(6, 3, 2), (7, 2, 2), (8, 3, 3), (5, 3, 2)])
+def test_the_gradient_of_a_maximum_goes_to_where_it_was(length, size, stride, ceil):
+    x = images(length, length)[:1]
+    found = jax.jit(jax.grad(lambda x: max_pool(x, size, stride, ceil=ceil).sum()))(x)
+    expected = np.zeros_like(x)
+    for row in windows(length, size, stride, 0, ceil):
+        for column in windows(length, size, stride, 0, ceil):
+            part = clipped(x, row, column)
+            at = np.unravel_index(part.reshape(-1, part.shape[-1]).argmax(0), part.shape[1:3])
+            for channel, (down, right) in enumerate(zip(*at, strict=True)):
+                expected[0, row[0] + down, column[0] + right, channel] += 1
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_average_pool_pads_as_tensorflow_does():
     x = np.ones((1, 4, 4, 1), np.float32)
     found = average_pool(jnp.asarray(x), 3, 1, "SAME", count_padding=False)
