@@ -3,7 +3,6 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -117,26 +116,3 @@ def test_a_network_without_classes_gives_features():
     forward = functools.partial(model.apply, train=False)
     features, _ = jax.eval_shape(forward, model.params, model.stats, np.zeros((2, 32, 32, 3)))
     assert features.shape == (2, 16) and "head" not in model.params and model.num_classes is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("bvlc_alexnet", "vgg11", "googlenet", "inception_v3", "resnet18", "squeezenet1_0"),
-        *("squeezenet1_1", "densenet121"),
-    ],
-)
-def test_networks_with_pools_can_be_differentiated_at_their_own_size(name):
-    model = build(name)
-    height, width = model.spec.input_size
-    images = jax.ShapeDtypeStruct((2, height, width, model.spec.in_channels), jnp.float32)
-
-    def loss(params, stats, images):
-        rngs = {"dropout": jax.random.key(0)}
-        outputs, _ = model.apply(params, stats, images, train=True, rngs=rngs)
-        return outputs.sum()
-
-    # Some gradients are found impossible only when they are lowered.
-    lowered = jax.jit(jax.grad(loss)).lower(model.params, model.stats, images)
-    assert jax.tree.map(jnp.shape, lowered.out_info) == jax.tree.map(jnp.shape, model.params)
