@@ -396,11 +396,12 @@ def finetune(
     start = fit_head(model, examples, seed)
     plans = resolve_plans(plan, start)
     if steps is None:
-        if not epochs > 0:
+        if not 0 < epochs < math.inf:
             raise TrainingError(f"finetune: expected epochs above 0, found {epochs}")
-        steps = math.ceil(epochs * len(examples) / batch_size)
+        # A batch size out of range is told by the settings.
+        steps = max(math.ceil(epochs * len(examples) / max(batch_size, 1)), len(plans))
     settings = Settings(
-        steps=max(steps, len(plans)),
+        steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,

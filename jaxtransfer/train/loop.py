@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,21 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxtransfer.data import Data, Loader, prefetch_to_device, preprocess_images
+from jaxtransfer.data import Data, Loader, prefetch_to_device
 from jaxtransfer.data.loader import Workers
 from jaxtransfer.data.prefetch import Prefetched
 from jaxtransfer.errors import DataError, TrainingError
-from jaxtransfer.models import Model, Preprocess
-from jaxtransfer.partition import SCHEDULES, Plan, carry_opt_state, evaluation_params
+from jaxtransfer.models import Model
+from jaxtransfer.partition import Plan, carry_opt_state, evaluation_params
 from jaxtransfer.train.checkpoint import Checkpoints, Progress
 from jaxtransfer.train.evaluation import evaluate
 from jaxtransfer.train.events import Callback, Event
 from jaxtransfer.train.preemption import Termination, leave, watch_termination
+from jaxtransfer.train.program import largest_integer, make_program
 from jaxtransfer.train.settings import Settings, share_steps
 from jaxtransfer.train.sharding import Sharding
 from jaxtransfer.train.skipping import check_skipped
 from jaxtransfer.train.state import TrainState, check_plan, init_state
-from jaxtransfer.train.step import Metrics, TrainStep, make_train_step
+from jaxtransfer.train.step import Metrics
 from jaxtransfer.train.stopping import Stall
 from jaxtransfer.tree import leaf_names, merge
 from jaxtransfer.types import PyTree
@@ -90,7 +90,7 @@ def train(
             patience and there is nothing to evaluate.
         PlanError, DataError, CheckpointError, OutputError: as their descriptions say.
     """
-    _check(model, data, plans, validation, evaluate_every, save_every)
+    _check(model, data, plans, settings, validation, evaluate_every, save_every)
     if sharding is None and jax.process_count() > 1:
         sharding = Sharding()
     per_epoch = -(-len(data) // settings.batch_size)
@@ -113,19 +113,12 @@ def train(
         checkpoints=checkpoints,
         save_every=save_every,
         sharding=sharding,
-        largest=_largest_integer(ready),
+        largest=largest_integer(ready),
     )
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             run.termination = stack.enter_context(watch_termination())
         return run.carry_out(model), run.history
-
-
-def _largest_integer(data: Data) -> int | None:
-    """The largest value of the dtype of images of integers; `None` for other inputs."""
-    images = data.read(np.arange(1))["image"]
-    is_integer = isinstance(images, np.ndarray) and images.dtype.kind in "iu"
-    return int(np.iinfo(images.dtype).max) if is_integer else None
 
 
 def changed_by(plans: Sequence[Plan], params: PyTree) -> frozenset[str]:
@@ -139,6 +132,7 @@ def _check(
     model: Model,
     data: Data,
     plans: Sequence[Plan],
+    settings: Settings,
     validation: Data | None,
     evaluate_every: int | None,
     save_every: int,
@@ -149,29 +143,42 @@ def _check(
     for name, examples in (("data", data), ("validation", validation)):
         if examples is not None and not len(examples):
             raise DataError(f"{name}: expected at least one example, found none")
-    check_labels(data, model)
+        if examples is not None:
+            check_labels(examples, model, f"{name}: ")
     for plan in plans:
         check_plan(plan, model)
-        if plan.patience is not None and validation is None:
+        if plan.patience is None:
+            continue
+        Stall(settings.metric, plan.patience)
+        if validation is None:
             raise TrainingError(
                 f"plan {plan.name!r}: expected validation examples, by whose scores its patience "
                 "can be measured, found none; give validation=, or take a plan without patience"
             )
 
 
-def check_labels(data: Data, model: Model) -> None:
+def check_labels(data: Data, model: Model, which: str = "") -> None:
     """Raise where a class of the labels has no output.
 
+    Args:
+        data: labelled examples; labels that are no classes are passed over.
+        model: the network.
+        which: examples these are, for the message.
+
     Raises:
-        DataError: a label is not below the number of the model's outputs.
+        DataError: a label is below 0, or not below the number of the model's outputs.
     """
     labels = data.labels
     is_class = isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu"
     outputs = model.num_classes
-    if is_class and outputs is not None and not model.spec.task_heads and labels.max() >= outputs:
+    if not is_class or outputs is None or model.spec.task_heads:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= outputs:
         raise DataError(
-            f"labels: expected classes below {outputs}, the number of the head's outputs, found "
-            f"{labels.max()}; replace_head gives the network as many as there are classes"
+            f"{which}labels: expected classes from 0, below {outputs}, the number of the head's "
+            f"outputs, found {low if low < 0 else high}; replace_head gives the network as many as "
+            "there are classes"
         )
 
 
@@ -219,9 +226,8 @@ class _Run:
     ) -> TrainState:
         """Carry out one plan; the state after its last step."""
         plan, settings = self.plans[position], self.settings
-        tx, step = _program(
-            model, plan, settings, self.lengths[position], self.largest, self.sharding
-        )
+        length = self.lengths[position]
+        tx, step = make_program(model, plan, settings, length, self.largest, self.sharding)
         state = _start(model, plan, tx, settings, position)
         if before is not None and settings.carry_moments:
             state = replace(state, opt_state=carry_opt_state(before.opt_state, state.opt_state))
@@ -231,7 +237,7 @@ class _Run:
         if restores and self.checkpoints is not None:
             state = self.checkpoints.restore(state, plan, changed)
         first = self.number - int(state.step)
-        end = first + self.lengths[position]
+        end = first + length
         if self.is_over or self._is_stalled(plan, first):
             return state
         pending: list[tuple[int, Metrics]] = []
@@ -392,73 +398,3 @@ def _start(
         opt_state=optax.tree.set(state.opt_state, learning_rate=rate),
         rng=jax.random.fold_in(state.rng, position),
     )
-
-
-def _prepare_augmented(images: jax.Array, how: Preprocess, largest: int | None) -> jax.Array:
-    """Preprocess what an augmentation has made of images, of integers up to `largest` or floats."""
-    # Integers were divided by their largest value, whatever the network wants them divided by.
-    if largest is not None and how.scale != largest:
-        images = images * jnp.float32(largest / (how.scale or 1))
-    # What was brought to the network's size is not cut again.
-    if images.shape[1:3] == how.size:
-        how = replace(how, crop_fraction=1.0)
-    return preprocess_images(images, how)
-
-
-def _program(
-    model: Model,
-    plan: Plan,
-    settings: Settings,
-    steps: int,
-    largest: int | None,
-    sharding: Sharding | None,
-) -> tuple[optax.GradientTransformation, TrainStep]:
-    """The optimizer and the jitted step of a plan; the learning rate is set in the state."""
-    # Runs that differ in these alone share one compiled step.
-    shared = replace(settings, steps=1, learning_rate=1.0, seed=0, regularisers=())
-    tx, step = _cached_program(
-        model.apply, model.spec.stages, plan, model.preprocess, shared, steps, largest, sharding
-    )
-    return tx, step.with_regularisers(settings.regularisers)
-
-
-@functools.lru_cache(maxsize=16)
-def _cached_program(
-    apply: Callable[..., Any],
-    stages: tuple[str, ...],
-    plan: Plan,
-    preprocess: Preprocess,
-    settings: Settings,
-    steps: int,
-    largest: int | None,
-    sharding: Sharding | None,
-) -> tuple[optax.GradientTransformation, TrainStep]:
-    schedule = settings.schedule
-    build = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
-    tx = plan.optimizer(
-        1.0,
-        optimizer=settings.optimizer,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-        schedule=build(steps),
-    )
-    if settings.augment is None:
-        prepare = functools.partial(preprocess_images, how=preprocess)
-    else:
-        prepare = functools.partial(_prepare_augmented, how=preprocess, largest=largest)
-    step = make_train_step(
-        apply,
-        settings.loss,
-        tx,
-        plan,
-        prepare=prepare,
-        augment=settings.augment,
-        stages=stages,
-        accumulate=settings.accumulate,
-        precision=settings.precision,
-        remat=settings.remat,
-        ema_decay=settings.ema_decay,
-        sharding=sharding,
-        parallel=settings.parallel,
-    )
-    return tx, step
