@@ -380,7 +380,8 @@ def finetune(
         checkpoint_folder: where checkpoints are kept; `None` keeps none.
         save_every: steps between checkpoints.
         keep: how many of the newest checkpoints are kept.
-        keep_best: how many checkpoints with the best `metric` are kept too.
+        keep_best: how many checkpoints with the best `metric` are kept too; above 0, there is a
+            checkpoint after each evaluation.
         resume: go on from the newest checkpoint in the folder, if there is one.
 
     Raises:
@@ -393,6 +394,11 @@ def finetune(
     """
     examples = as_data(data, classes)
     held_out = None if validation is None else as_data(validation, classes or examples.classes)
+    if keep_best and held_out is None:
+        raise TrainingError(
+            f"keep_best: expected validation examples, by whose {metric} checkpoints are compared, "
+            "found none; give validation="
+        )
     start = fit_head(model, examples, seed)
     plans = resolve_plans(plan, start)
     if steps is None:

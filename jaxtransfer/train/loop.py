@@ -71,7 +71,8 @@ def train(
         callbacks: functions that watch the run, and end it by returning `True`.
         on_step: called after each step.
         checkpoints: where to save, and to resume from.
-        save_every: steps between checkpoints, from 1; one more is saved at the end.
+        save_every: steps between checkpoints, from 1; one more is saved at the end, and after each
+            evaluation where `checkpoints` keep the best ones.
         sharding: the devices and who holds what; by default all of it is on the default device, or,
             where there are several processes, all devices share the batch.
         workers: who reads examples that are not in memory; a number is one of threads; measured
@@ -252,7 +253,8 @@ class _Run:
                 is_last = self.number == end
                 asked = self.termination is not None and self.termination.reached(self.number)
                 evaluates = is_last or self.number % self.evaluate_every == 0
-                saves = self._saves(end if position == len(self.plans) - 1 else None) or asked
+                is_end = is_last and position == len(self.plans) - 1
+                saves = asked or self._saves(is_end, evaluates)
                 if evaluates or saves or self.number % CHECK_EVERY == 0:
                     self._look(model, state, plan, pending, evaluates, watch)
                     pending = []
@@ -271,10 +273,12 @@ class _Run:
         place = jax.device_put if self.sharding is None else self.sharding.put_batch
         return prefetch_to_device(self.loader.batches(self.number, end), place)
 
-    def _saves(self, end: int | None) -> bool:
+    def _saves(self, is_end: bool, evaluates: bool) -> bool:
+        """Whether it is time for a checkpoint; where the best are kept, each evaluation is."""
         if self.checkpoints is None:
             return False
-        return self.number % self.save_every == 0 or self.number == end
+        is_measured = evaluates and self.checkpoints.keep_best > 0
+        return is_end or is_measured or self.number % self.save_every == 0
 
     def _save(self, state: TrainState, changed: frozenset[str], position: int) -> None:
         if self.checkpoints is None:
