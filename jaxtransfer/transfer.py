@@ -363,7 +363,7 @@ def finetune(
         precision: the dtypes of parameters and of what is computed, such as `BFLOAT16`.
         remat: stages whose activations are computed again for the gradient, to save memory.
         ema_decay: share of the old average in a moving average of the trainable parameters, which
-            is then what is evaluated and returned.
+            is then what is evaluated and returned; each plan averages anew.
         metric: the score on the validation examples that a plan's patience and `keep_best` look at.
         max_skipped: a step whose loss or gradient is not finite changes nothing; so many of them
             in a row end the run with an error.

@@ -133,7 +133,7 @@ def test_callbacks_hear_of_each_step_once(plain: Model) -> None:
         }
         assert event.examples_per_second > 0 and 0 <= event.waiting <= 1
     assert [e["step"] for e in events[-1].evaluations] == [5, 6, 10]
-    # Without validation examples they hear of losses, every ten steps and at the end of each plan.
+    # Without validation examples they hear of losses at the same steps.
     events.clear()
     tune(plain, validation=None, steps=12, callbacks=[lambda event: events.append(event)])
     assert [(e.step, len(e.records), e.evaluation) for e in events] == [
@@ -313,6 +313,13 @@ def test_labels_without_an_output_are_refused(plain: Model, label: int, which: s
     message = f"^{which}: labels: expected classes from 0, below 3, .* found {label}"
     with pytest.raises(DataError, match=message):
         train(plain, examples["data"], [ALL], settings, validation=examples["validation"])
+
+
+def test_the_labels_of_each_task_are_looked_at(plain: Model) -> None:
+    model = jt.replace_head(plain, tasks={"kind": 3, "side": 2})
+    data = ArrayData(POINTS.images, {"kind": POINTS.labels, "side": POINTS.labels})
+    with pytest.raises(DataError, match="data: labels of side: .* below 2, .* found 2; replace"):
+        train(model, data, [ALL], Settings(steps=1))
 
 
 @pytest.mark.parametrize(
