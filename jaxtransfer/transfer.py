@@ -363,7 +363,7 @@ def finetune(
         precision: the dtypes of parameters and of what is computed, such as `BFLOAT16`.
         remat: stages whose activations are computed again for the gradient, to save memory.
         ema_decay: share of the old average in a moving average of the trainable parameters, which
-            is then what is evaluated and returned.
+            is then what is evaluated and returned; each plan averages anew.
         metric: the score on the validation examples that a plan's patience and `keep_best` look at.
         max_skipped: a step whose loss or gradient is not finite changes nothing; so many of them
             in a row end the run with an error.
@@ -380,7 +380,8 @@ def finetune(
         checkpoint_folder: where checkpoints are kept; `None` keeps none.
         save_every: steps between checkpoints.
         keep: how many of the newest checkpoints are kept.
-        keep_best: how many checkpoints with the best `metric` are kept too.
+        keep_best: how many checkpoints with the best `metric` are kept too; above 0, there is a
+            checkpoint after each evaluation.
         resume: go on from the newest checkpoint in the folder, if there is one.
 
     Raises:
@@ -393,14 +394,20 @@ def finetune(
     """
     examples = as_data(data, classes)
     held_out = None if validation is None else as_data(validation, classes or examples.classes)
+    if keep_best and held_out is None:
+        raise TrainingError(
+            f"keep_best: expected validation examples, by whose {metric} checkpoints are compared, "
+            "found none; give validation="
+        )
     start = fit_head(model, examples, seed)
     plans = resolve_plans(plan, start)
     if steps is None:
-        if not epochs > 0:
+        if not 0 < epochs < math.inf:
             raise TrainingError(f"finetune: expected epochs above 0, found {epochs}")
-        steps = math.ceil(epochs * len(examples) / batch_size)
+        # A batch size out of range is told by the settings.
+        steps = max(math.ceil(epochs * len(examples) / max(batch_size, 1)), len(plans))
     settings = Settings(
-        steps=max(steps, len(plans)),
+        steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,

@@ -110,6 +110,7 @@ class Checkpoints:
         # Numbers of NumPy, such as a learning rate from a logspace, become Python's.
         self.run = json.loads(json.dumps(run, default=lambda value: value.item()))
         self.metric = metric
+        self.keep_best = keep_best
         self._policy = Preservation(keep, keep_best)
         self._history = HistoryFile(self.folder)
         self._last: int | None = None

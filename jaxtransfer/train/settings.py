@@ -46,7 +46,7 @@ class Settings:
         precision: the dtypes of parameters and of what is computed.
         remat: stages whose activations are computed again for the gradient, to save memory.
         ema_decay: share of the old average in a moving average of the trainable parameters, which
-            is then what is evaluated and returned; `None` for none.
+            is then what is evaluated and returned; each plan averages anew; `None` for none.
         metric: the score on the validation examples that a plan's patience looks at.
         max_skipped: a step whose loss or gradient is not finite changes nothing; so many of them
             in a row end the run with an error.

@@ -52,6 +52,18 @@ class Staged(StagedNetwork):
         return Part(stage == "body", self.rate, name=stage)(x, train=train)
 
 
+class Plain(StagedNetwork):
+    """Three dense stages without normalisation; compiled in a moment."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("stem", "body", "head")
+
+    def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
+        x = nn.Dense(3 if stage == "head" else 8, name=stage)(x)
+        return x if stage == "head" else nn.tanh(x)
+
+
 class Part(nn.Module):
     """A dense layer, a normalisation, and dropout."""
 
@@ -77,6 +89,13 @@ def staged_model(rate: float = 0.0) -> Model:
 def staged() -> Model:
     """Four dense stages with normalisations and no dropout."""
     return staged_model()
+
+
+@pytest.fixture(scope="session")
+def plain() -> Model:
+    """Three dense stages."""
+    variables = Plain().init(jax.random.key(0), jnp.ones((1, 4)), train=False)
+    return Model.from_linen(Plain(), variables, stages=("stem", "body", "head"))
 
 
 @pytest.fixture(scope="session")

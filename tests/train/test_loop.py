@@ -21,9 +21,9 @@ from jaxtransfer.errors import DataError, NonFiniteLossError, PlanError, Trainin
 from jaxtransfer.models import Model, Preprocess
 from jaxtransfer.partition import Group, Plan, full, lp_ft, probe, warmup_cosine
 from jaxtransfer.train import Settings, cross_entropy, init_state, make_train_step, train
-from jaxtransfer.train.loop import _cached_program as cached_program
 from jaxtransfer.train.loop import changed_by
 from jaxtransfer.train.precision import BFLOAT16
+from jaxtransfer.train.program import cached_program
 from jaxtransfer.train.regularisers import l2_sp
 from jaxtransfer.train.settings import _described as described
 from jaxtransfer.train.settings import run_identity, share_steps
@@ -244,7 +244,9 @@ def test_a_label_that_the_head_does_not_have_is_an_error(
     network: Model, examples: ArrayData
 ) -> None:
     data = ArrayData(examples.images, np.full(20, 3, np.int32))
-    with pytest.raises(DataError, match="classes below 3, .* found 3"):
+    with pytest.raises(
+        DataError, match="data: labels: expected classes from 0, below 3, .* found 3"
+    ):
         train(network, data, [probe(network)], SETTINGS)
 
 
