@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxtransfer.cli.common import add_json, add_source, positive, print_json
+from jaxtransfer.cli.common import add_json, add_source, natural, positive, print_json
 from jaxtransfer.cli.datasets import add_data, read_parts
 from jaxtransfer.data.augment import standard_augment, strong_augment
 from jaxtransfer.errors import TrainingError
@@ -42,66 +43,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     add_data(parser)
     parser.add_argument(
-        "--arm",
-        choices=(SCRATCH, *RECIPES),
-        default="lp_ft",
-        help="what trains; scratch starts anew",
+        "--out", metavar="FOLDER", default="runs/finetune", help="for the model and its checkpoints"
     )
-    parser.add_argument("--steps", type=positive(int), default=120, help="training steps")
-    parser.add_argument("--batch-size", type=positive(int), default=32, help="examples a step")
-    parser.add_argument(
-        "--learning-rate", type=positive(float), default=3e-3, help="the highest one"
+    add_json(parser)
+    _add_training(parser.add_argument_group("training"))
+    _add_saving(parser.add_argument_group("checkpoints and records"))
+    _add_devices(parser.add_argument_group("devices and processes"))
+
+
+def _add_training(group: argparse._ArgumentGroup) -> None:
+    _choice(group, "--arm", (SCRATCH, *RECIPES), "lp_ft", "what trains")
+    group.add_argument(
+        "--steps", metavar="N", type=positive(int), default=120, help="how many in all"
     )
-    parser.add_argument("--weight-decay", type=float, default=1e-4, help="of kernels")
-    parser.add_argument(
-        "--optimizer", choices=tuple(OPTIMIZERS), default="adamw", help="of all that trains"
+    group.add_argument(
+        "--batch-size", metavar="N", type=positive(int), default=32, help="examples a step"
     )
-    parser.add_argument(
-        "--schedule", choices=tuple(SCHEDULES), default="warmup_cosine", help="of the learning rate"
+    group.add_argument(
+        "--learning-rate", metavar="X", type=positive(float), default=3e-3, help="the highest one"
     )
-    parser.add_argument(
-        "--augment", choices=tuple(AUGMENTATIONS), default="none", help="of training images"
+    group.add_argument("--weight-decay", metavar="X", type=float, default=1e-4, help="of kernels")
+    _choice(group, "--optimizer", tuple(OPTIMIZERS), "adamw", "the optimizer")
+    _choice(group, "--schedule", tuple(SCHEDULES), "warmup_cosine", "how the learning rate goes")
+    _choice(group, "--augment", tuple(AUGMENTATIONS), "none", "changes to training images")
+    _choice(group, "--precision", tuple(PRECISIONS), "float32", "of what is computed")
+    group.add_argument(
+        "--accumulate",
+        metavar="N",
+        type=positive(int),
+        default=1,
+        help="parts that a batch is cut into to save memory",
     )
-    parser.add_argument(
-        "--precision", choices=tuple(PRECISIONS), default="float32", help="of what is computed"
+    group.add_argument(
+        "--ema-decay",
+        metavar="X",
+        type=float,
+        help="keep a moving average of the parameters, which then is the model; from 0, below 1",
     )
-    parser.add_argument(
-        "--accumulate", type=positive(int), default=1, help="parts that a batch is cut into"
+    group.add_argument(
+        "--patience",
+        metavar="N",
+        type=positive(int),
+        help="stop after so many evaluations without a better loss; needs validation images",
     )
-    parser.add_argument(
-        "--ema-decay", type=float, help="of a moving average, which then is the model"
+    group.add_argument("--seed", metavar="N", type=natural, default=0, help="of all that is random")
+
+
+def _add_saving(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--save-every", metavar="N", type=positive(int), default=50, help="steps between them"
     )
-    parser.add_argument(
-        "--patience", type=positive(int), help="evaluations without gain after which to stop"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random")
-    parser.add_argument(
-        "--log", nargs="+", choices=tuple(WRITERS), default=[], help="files to write steps to"
-    )
-    parser.add_argument(
-        "--save-every", type=positive(int), default=50, help="steps between checkpoints"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in --out"
     )
-    parser.add_argument(
-        "--out", default="runs/finetune", help="folder for the model and its checkpoints"
+    group.add_argument(
+        "--log",
+        metavar="KIND",
+        nargs="+",
+        choices=tuple(WRITERS),
+        default=[],
+        help="write each step to files of these kinds in --out: %(choices)s",
     )
-    _add_devices(parser)
-    add_json(parser)
 
 
-def _add_devices(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("devices")
+def _add_devices(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--fsdp", type=positive(int), default=1, help="devices that share the parameters"
+        "--fsdp", metavar="N", type=positive(int), default=1, help="devices that share parameters"
     )
     group.add_argument(
-        "--tensor", type=positive(int), default=1, help="devices that share each kernel"
+        "--tensor", metavar="N", type=positive(int), default=1, help="devices that share kernels"
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where processes find each other")
-    group.add_argument("--processes", type=positive(int), help="how many processes there are")
-    group.add_argument("--process-id", type=int, help="which of them this one is, from 0")
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of the first process; not needed with SLURM, on Kubernetes and on TPU pods",
+    )
+    group.add_argument(
+        "--processes", metavar="N", type=positive(int), help="how many processes there are"
+    )
+    group.add_argument(
+        "--process-id", metavar="N", type=natural, help="which of them this one is, from 0"
+    )
+
+
+def _choice(
+    group: argparse._ArgumentGroup, name: str, choices: Sequence[str], default: str, text: str
+) -> None:
+    """An option whose values stand in its help, where they do not push all else aside."""
+    help_text = f"{text}: %(choices)s"
+    group.add_argument(name, metavar="NAME", choices=choices, default=default, help=help_text)
 
 
 def run(options: argparse.Namespace) -> None:
