@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 
 from jaxtransfer.cli.common import add_json, add_source, natural, positive, print_json
 from jaxtransfer.cli.datasets import add_data, read_parts
+from jaxtransfer.data import Data
 from jaxtransfer.data.augment import standard_augment, strong_augment
 from jaxtransfer.errors import TrainingError
 from jaxtransfer.evaluate.comparison import SCRATCH, reinitialise
@@ -25,8 +27,9 @@ from jaxtransfer.train import csv_writer, early_stopping, jsonl_writer, tensorbo
 from jaxtransfer.train.distributed import gather, initialize, is_primary
 from jaxtransfer.train.events import Callback
 from jaxtransfer.train.precision import BFLOAT16, FLOAT16, FLOAT32
+from jaxtransfer.train.preemption import Preempted
 from jaxtransfer.train.sharding import Sharding
-from jaxtransfer.transfer import finetune, fit_head, load
+from jaxtransfer.transfer import Result, finetune, fit_head, load
 
 CHECKPOINTS = "checkpoints"
 PRECISIONS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
@@ -139,33 +142,17 @@ def run(options: argparse.Namespace) -> None:
     initialize(options.coordinator, options.processes, options.process_id)
     out = make_folder(options.out)
     train, validation, test = read_parts(options.data, options.per_class, options.seed)
+    if options.patience is not None and validation is None:
+        raise TrainingError(
+            f"--patience: expected validation images in {options.data}, found none; give a folder "
+            "with the parts train, val and test, or leave it out"
+        )
     model = load(options.source)
     if options.arm == SCRATCH:
         model = reinitialise(model, options.seed)
     start = fit_head(model, train, options.seed)
     before = accuracy(predict(start, test), test.labels)
-    result = finetune(
-        start,
-        train,
-        plan="full" if options.arm == SCRATCH else options.arm,
-        validation=validation,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        optimizer=options.optimizer,
-        schedule=options.schedule,
-        augment=_augmentation(options.augment, start),
-        precision=PRECISIONS[options.precision],
-        accumulate=options.accumulate,
-        ema_decay=options.ema_decay,
-        seed=options.seed,
-        sharding=_sharding(options),
-        callbacks=_callbacks(options, out),
-        checkpoint_folder=out / CHECKPOINTS,
-        save_every=options.save_every,
-        resume=options.resume,
-    )
+    result = _train(options, out, start, train, validation)
     trained = replace(
         result.model, params=gather(result.model.params), stats=gather(result.model.stats)
     )
@@ -173,6 +160,40 @@ def run(options: argparse.Namespace) -> None:
     if is_primary():
         trained.save(out)
         _print(options, out, before, after, trained.receipt.notes)
+
+
+def _train(
+    options: argparse.Namespace, out: Path, start: Model, train: Data, validation: Data | None
+) -> Result:
+    try:
+        return finetune(
+            start,
+            train,
+            plan="full" if options.arm == SCRATCH else options.arm,
+            validation=validation,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            optimizer=options.optimizer,
+            schedule=options.schedule,
+            augment=_augmentation(options.augment, start),
+            precision=PRECISIONS[options.precision],
+            accumulate=options.accumulate,
+            ema_decay=options.ema_decay,
+            seed=options.seed,
+            sharding=_sharding(options),
+            callbacks=_callbacks(options, out),
+            checkpoint_folder=out / CHECKPOINTS,
+            save_every=options.save_every,
+            resume=options.resume,
+        )
+    except Preempted as ending:
+        if is_primary():
+            print("go on with the same command and --resume", file=sys.stderr)
+            if options.json:
+                print_json({"model": None, "checkpoints": str(ending.folder), "step": ending.step})
+        raise
 
 
 def _augmentation(name: str, model: Model) -> Any:

@@ -30,13 +30,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw(folder: Path, count: int, seed: int) -> list[tuple[str, int]]:
-    """Noisy images `class/number.jpg` of two classes; their paths and classes."""
+    """Noisy images `class/number.jpg` of two classes and many sizes; their paths and classes."""
     rng = np.random.default_rng(seed)
     rows = []
     for label, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            image = rng.integers(0, 80, (12, 10)) + 150 * label
+            image = rng.integers(0, 80, (12 + number, 10)) + 150 * label
             path = folder / name / f"{number}.jpg"
             Image.fromarray(image.astype(np.uint8)).save(path)
             rows.append((f"{name}/{number}.jpg", label))
