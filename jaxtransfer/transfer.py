@@ -51,7 +51,7 @@ from jaxtransfer.surgery import (
     has_head,
     replace_head,
 )
-from jaxtransfer.train import Checkpoints, Settings, cross_entropy, train
+from jaxtransfer.train import Checkpoints, Settings, train
 from jaxtransfer.train.events import Callback
 from jaxtransfer.train.loop import OnStep
 from jaxtransfer.train.losses import Loss
@@ -61,6 +61,7 @@ from jaxtransfer.train.regularisers import Regulariser
 from jaxtransfer.train.settings import Augment, run_identity
 from jaxtransfer.train.sharding import Sharding
 from jaxtransfer.train.skipping import MAX_SKIPPED
+from jaxtransfer.train.targets import Targets, loss_for, targets_of
 from jaxtransfer.tree import place
 from jaxtransfer.types import PyTree
 
@@ -317,7 +318,8 @@ def finetune(
     max_skipped: int = MAX_SKIPPED,
     parallel: str = "jit",
     sharding: Sharding | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    targets: Targets | None = None,
     seed: int = 0,
     evaluate_every: int | None = None,
     callbacks: Sequence[Callback] = (),
@@ -341,7 +343,7 @@ def finetune(
         model: where training starts; it stays as it is.
         data: `(images, labels)`, or a `Data` such as an `ArrayData` or what `image_folder` gives.
             Images come as they are, the model's preprocessing is applied; labels are integers from
-            0, or names.
+            0, or names, or what `targets` says.
         plan: "probe" (only the head trains), "full", another recipe's name, a `Plan`, or several in
             order.
         validation: examples like `data` that are evaluated as the run goes on.
@@ -350,8 +352,10 @@ def finetune(
         batch_size: examples a step, over all devices; batches are always full, and straddle epochs.
         learning_rate: the highest one; each plan warms up to it and decays.
         weight_decay: decoupled weight decay of kernels.
-        label_smoothing: share of the target spread over all classes.
-        loss: from outputs and batch to a loss for each example, instead of cross-entropy.
+        label_smoothing: share of the target spread over all classes, where labels are classes.
+        loss: from outputs and batch to a loss for each example; by default cross-entropy of
+            classes, binary cross-entropy of several labels an example, the squared error of values,
+            and of several tasks the sum of theirs.
         optimizer: a name in `jaxtransfer.partition.OPTIMIZERS`.
         schedule: a name in `jaxtransfer.partition.SCHEDULES`, or a function from the number of a
             plan's steps to a factor on the learning rate at each of them.
@@ -370,7 +374,11 @@ def finetune(
         parallel: "jit", or "pmap".
         sharding: the devices, and who holds what; by default the default device, or where there are
             several processes, all devices.
-        classes: names of the classes, where labels are integers.
+        classes: names of the classes, where labels are integers; for tasks a dict of them.
+        targets: what labels are: "classes"; "multi_label" for any number of labels an example, rows
+            of 0 and 1 such as `multi_hot` makes; "values" for numbers to be predicted; or a dict of
+            these by task, for a dict of labels and a model with `replace_head(model, tasks={…})`.
+            By default classes, and of a `Data` what its labels look like.
         seed: of a new head, the order of the examples, augmentation and dropout.
         evaluate_every: steps between evaluations; by default an epoch.
         callbacks: functions that watch the run, and end it by returning `True`.
@@ -392,8 +400,11 @@ def finetune(
     Example:
         `result = jt.finetune(model, (images, labels), plan="lp_ft", epochs=20)`
     """
-    examples = as_data(data, classes)
-    held_out = None if validation is None else as_data(validation, classes or examples.classes)
+    examples = as_data(data, classes, targets or "classes")
+    held_out = None
+    if validation is not None:
+        held_out = as_data(validation, classes or examples.classes, targets or "classes")
+    kinds = targets_of(examples.labels, targets)
     if keep_best and held_out is None:
         raise TrainingError(
             f"keep_best: expected validation examples, by whose {metric} checkpoints are compared, "
@@ -415,7 +426,7 @@ def finetune(
         schedule=schedule,
         clip_norm=clip_norm,
         carry_moments=carry_moments,
-        loss=loss if loss is not None else cross_entropy(label_smoothing),
+        loss=loss if loss is not None else loss_for(kinds, label_smoothing),
         augment=augment,
         regularisers=tuple(regularisers),
         accumulate=accumulate,
@@ -450,6 +461,7 @@ def finetune(
             plans,
             settings,
             validation=held_out,
+            targets=kinds,
             evaluate_every=evaluate_every,
             callbacks=callbacks,
             on_step=on_step,

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxtransfer as jt
+from jaxtransfer.data import as_array_data
 from jaxtransfer.errors import (
     CheckpointError,
     DataError,
@@ -276,3 +278,96 @@ def test_options_need_the_name_of_a_network(model, resnet_file):
 def test_a_model_without_weights_is_an_error(model):
     with pytest.raises(ModelError, match="expected weights for it, found none"):
         jt.load(model)
+
+
+def test_several_labels_an_example(model, digits):
+    rows, _ = jt.multi_hot([[label, 2] if label < 2 else [] for label in digits.labels], 3)
+    run: dict[str, Any] = {"epochs": 20, "learning_rate": 1e-2, "progress": False}
+    validation = (digits.images[:20], rows[:20])
+    result = jt.finetune(
+        model, (digits.images, rows), targets="multi_label", validation=validation, **run
+    )
+    assert result.model.num_classes == 3
+    right = (jt.predict(result.model, digits.images[:20]) > 0) == (rows[:20] > 0)
+    assert right.mean() > 0.9
+    last = result.history[-1]
+    assert last["validation/accuracy"] == pytest.approx(right.mean())
+    assert 0.9 < last["validation/f1"] <= 1
+    data = as_array_data((digits.images, rows), targets="multi_label")
+    again = jt.finetune(model, data, loss=jt.binary_cross_entropy(), **run)
+    assert jt.diff(again.model, result.model).is_empty
+
+
+def test_values(model, digits):
+    values = digits.images.mean((1, 2, 3)) * 10
+    run: dict[str, Any] = {"epochs": 20, "learning_rate": 1e-2, "progress": False}
+    data = as_array_data((digits.images, values), targets="values")
+    result = jt.finetune(model, data, validation=data, **run)
+    assert result.model.num_classes == 1
+    errors = jt.predict(result.model, digits.images)[:, 0] - values
+    last = result.history[-1]
+    assert last["validation/loss"] == pytest.approx((errors**2).mean(), rel=1e-4)
+    assert last["validation/mean_absolute_error"] == pytest.approx(np.abs(errors).mean(), rel=1e-4)
+    assert last["validation/r_squared"] == pytest.approx(
+        1 - (errors**2).mean() / values.var(), rel=1e-4
+    )
+    pair = (digits.images, values)
+    for loss in (None, jt.squared_error()):
+        again = jt.finetune(model, pair, targets="values", loss=loss, **run)
+        assert jt.diff(again.model, result.model).is_empty
+
+
+def test_several_tasks(model, digits):
+    several = jt.replace_head(model, tasks={"kind": ["0", "1", "2"], "ink": 1})
+    labels = {"kind": digits.labels, "ink": digits.images.mean((1, 2, 3)) * 10}
+    targets = {"kind": "classes", "ink": "values"}
+    run: dict[str, Any] = {
+        "epochs": 20,
+        "learning_rate": 1e-2,
+        "progress": False,
+        "targets": targets,
+    }
+    validation = (digits.images[:20], {task: values[:20] for task, values in labels.items()})
+    result = jt.finetune(several, (digits.images, labels), validation=validation, **run)
+    outputs = jt.predict(result.model, digits.images[:20])
+    accuracy = (outputs["kind"].argmax(-1) == digits.labels[:20]).mean()
+    error = np.abs(outputs["ink"][:, 0] - labels["ink"][:20]).mean()
+    last = result.history[-1]
+    assert last["validation/kind/accuracy"] == pytest.approx(accuracy) and accuracy > 0.8
+    assert last["validation/ink/mean_absolute_error"] == pytest.approx(error, rel=1e-4)
+    assert "validation/ink/r_squared" in last and "validation/accuracy" not in last
+
+    loss = jt.multi_task({"kind": jt.cross_entropy(), "ink": jt.squared_error()})
+    again = jt.finetune(several, (digits.images, labels), loss=loss, **run)
+    assert jt.diff(again.model, result.model).is_empty
+
+
+def test_what_labels_are_decides_their_scores(model, digits):
+    rows = np.stack([digits.labels == 0, digits.labels == 1], 1).astype(np.float32)
+    data = as_array_data((digits.images, rows), targets="values")
+    run: dict[str, Any] = {"plan": "probe", "steps": 1, "validation": data, "progress": False}
+    scores = {
+        name.removeprefix("validation/")
+        for name in jt.finetune(model, data, targets="values", **run).history[-1]
+        if name.startswith("validation/")
+    }
+    assert scores == {"loss", "mean_absolute_error", "r_squared"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"targets": "numbers"}, DataError, "targets: expected one of classes, multi_label"),
+        ({"targets": {"a": "classes"}}, DataError, "expected a dict with the tasks"),
+        ({"targets": "values", "label_smoothing": 0.1}, TrainingError, "labels are no classes"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused(model, digits, arguments, error, message):
+    with pytest.raises(error, match=message):
+        jt.finetune(model, (digits.images, digits.labels), steps=1, **arguments)
+
+
+def test_targets_of_data_with_other_tasks_are_refused(model, digits):
+    data = jt.ArrayData(digits.images, digits.labels)
+    with pytest.raises(TrainingError, match="targets: expected one of classes"):
+        jt.finetune(model, data, targets={"a": "classes"}, steps=1)

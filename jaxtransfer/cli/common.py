@@ -10,6 +10,15 @@ from typing import Any
 from jaxtransfer.transfer import EMBEDDED_SOURCE
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the default of each option that has one worth telling."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def add_source(parser: argparse.ArgumentParser) -> None:
     """`--source`: the model that training starts from."""
     parser.add_argument(
@@ -53,3 +62,11 @@ def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
     parse.__name__ = f"positive {kind.__name__}"
     return parse
+
+
+def natural(text: str) -> int:
+    """An argument type: a whole number from 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0, found {text}")
+    return value

@@ -20,6 +20,7 @@ from jaxtransfer.data import (
     stratified_split,
     tfds_data,
 )
+from jaxtransfer.data.digits import VALIDATION_COUNT
 from jaxtransfer.errors import DataError
 from jaxtransfer.formats import read_weights
 
@@ -47,15 +48,14 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         default=EMBEDDED_DATA,
         metavar="DATA",
         help="the target: 'digits'; an .npz file with the arrays images and labels; a folder "
-        "split/class/name.jpg or class/name.jpg; a .csv file with the columns path and label; or "
+        "split/class/name.jpg or class/name.jpg; a .csv file with the columns image and label; or "
         "tfds:NAME for a prepared TFDS dataset",
     )
     parser.add_argument(
         "--per-class",
         type=int,
         metavar="N",
-        help=f"labelled training images of each class (default: {PER_CLASS} of arrays, all of "
-        "files)",
+        help=f"training images of each class (default: {PER_CLASS} of arrays, all of files)",
     )
 
 
@@ -72,8 +72,7 @@ def read_parts(name: str, per_class: int | None, seed: int) -> Parts:
     if name == EMBEDDED_DATA or not (
         path.is_dir() or path.suffix == ".csv" or name.startswith(TFDS)
     ):
-        count = PER_CLASS if per_class is None else per_class
-        return Parts(*few_shot_split(read_arrays(name), count, seed))
+        return _few(read_arrays(name), PER_CLASS if per_class is None else per_class, seed)
     parts = _files(name)
     if per_class is None:
         return parts
@@ -102,6 +101,14 @@ def read_arrays(name: str) -> ArrayData:
     if "classes" in arrays:
         return as_array_data(data, [str(value) for value in arrays["classes"]])
     return as_array_data(data, [str(number) for number in range(int(data.labels.max()) + 1)])
+
+
+def _few(data: ArrayData, per_class: int, seed: int) -> Parts:
+    """A few examples to train on; of the others at most half are for validation."""
+    others = len(data) - per_class * len(np.unique(data.labels))
+    count = min(VALIDATION_COUNT, max(others, 0) // 2)
+    train, validation, test = few_shot_split(data, per_class, seed, count)
+    return Parts(train, validation if count else None, test)
 
 
 def _files(name: str) -> Parts:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxtransfer.cli.common import add_json, add_source, positive, print_json
+from jaxtransfer.cli.common import add_json, add_source, natural, positive, print_json
 from jaxtransfer.cli.datasets import add_data, read_parts
+from jaxtransfer.data import Data
 from jaxtransfer.data.augment import standard_augment, strong_augment
 from jaxtransfer.errors import TrainingError
 from jaxtransfer.evaluate.comparison import SCRATCH, reinitialise
@@ -24,8 +27,9 @@ from jaxtransfer.train import csv_writer, early_stopping, jsonl_writer, tensorbo
 from jaxtransfer.train.distributed import gather, initialize, is_primary
 from jaxtransfer.train.events import Callback
 from jaxtransfer.train.precision import BFLOAT16, FLOAT16, FLOAT32
+from jaxtransfer.train.preemption import Preempted
 from jaxtransfer.train.sharding import Sharding
-from jaxtransfer.transfer import finetune, fit_head, load
+from jaxtransfer.transfer import Result, finetune, fit_head, load
 
 CHECKPOINTS = "checkpoints"
 PRECISIONS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
@@ -42,66 +46,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     add_data(parser)
     parser.add_argument(
-        "--arm",
-        choices=(SCRATCH, *RECIPES),
-        default="lp_ft",
-        help="what trains; scratch starts anew",
+        "--out", metavar="FOLDER", default="runs/finetune", help="for the model and its checkpoints"
     )
-    parser.add_argument("--steps", type=positive(int), default=120, help="training steps")
-    parser.add_argument("--batch-size", type=positive(int), default=32, help="examples a step")
-    parser.add_argument(
-        "--learning-rate", type=positive(float), default=3e-3, help="the highest one"
+    add_json(parser)
+    _add_training(parser.add_argument_group("training"))
+    _add_saving(parser.add_argument_group("checkpoints and records"))
+    _add_devices(parser.add_argument_group("devices and processes"))
+
+
+def _add_training(group: argparse._ArgumentGroup) -> None:
+    _choice(group, "--arm", (SCRATCH, *RECIPES), "lp_ft", "what trains")
+    group.add_argument(
+        "--steps", metavar="N", type=positive(int), default=120, help="how many in all"
     )
-    parser.add_argument("--weight-decay", type=float, default=1e-4, help="of kernels")
-    parser.add_argument(
-        "--optimizer", choices=tuple(OPTIMIZERS), default="adamw", help="of all that trains"
+    group.add_argument(
+        "--batch-size", metavar="N", type=positive(int), default=32, help="examples a step"
     )
-    parser.add_argument(
-        "--schedule", choices=tuple(SCHEDULES), default="warmup_cosine", help="of the learning rate"
+    group.add_argument(
+        "--learning-rate", metavar="X", type=positive(float), default=3e-3, help="the highest one"
     )
-    parser.add_argument(
-        "--augment", choices=tuple(AUGMENTATIONS), default="none", help="of training images"
+    group.add_argument("--weight-decay", metavar="X", type=float, default=1e-4, help="of kernels")
+    _choice(group, "--optimizer", tuple(OPTIMIZERS), "adamw", "the optimizer")
+    _choice(group, "--schedule", tuple(SCHEDULES), "warmup_cosine", "how the learning rate goes")
+    _choice(group, "--augment", tuple(AUGMENTATIONS), "none", "changes to training images")
+    _choice(group, "--precision", tuple(PRECISIONS), "float32", "of what is computed")
+    group.add_argument(
+        "--accumulate",
+        metavar="N",
+        type=positive(int),
+        default=1,
+        help="parts that a batch is cut into to save memory",
     )
-    parser.add_argument(
-        "--precision", choices=tuple(PRECISIONS), default="float32", help="of what is computed"
+    group.add_argument(
+        "--ema-decay",
+        metavar="X",
+        type=float,
+        help="keep a moving average of the parameters, which then is the model; from 0, below 1",
     )
-    parser.add_argument(
-        "--accumulate", type=positive(int), default=1, help="parts that a batch is cut into"
+    group.add_argument(
+        "--patience",
+        metavar="N",
+        type=positive(int),
+        help="stop after so many evaluations without a better loss; needs validation images",
     )
-    parser.add_argument(
-        "--ema-decay", type=float, help="of a moving average, which then is the model"
+    group.add_argument("--seed", metavar="N", type=natural, default=0, help="of all that is random")
+
+
+def _add_saving(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--save-every", metavar="N", type=positive(int), default=50, help="steps between them"
     )
-    parser.add_argument(
-        "--patience", type=positive(int), help="evaluations without gain after which to stop"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random")
-    parser.add_argument(
-        "--log", nargs="+", choices=tuple(WRITERS), default=[], help="files to write steps to"
-    )
-    parser.add_argument(
-        "--save-every", type=positive(int), default=50, help="steps between checkpoints"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in --out"
     )
-    parser.add_argument(
-        "--out", default="runs/finetune", help="folder for the model and its checkpoints"
+    group.add_argument(
+        "--log",
+        metavar="KIND",
+        nargs="+",
+        choices=tuple(WRITERS),
+        default=[],
+        help="write each step to files of these kinds in --out: %(choices)s",
     )
-    _add_devices(parser)
-    add_json(parser)
 
 
-def _add_devices(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("devices")
+def _add_devices(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--fsdp", type=positive(int), default=1, help="devices that share the parameters"
+        "--fsdp", metavar="N", type=positive(int), default=1, help="devices that share parameters"
     )
     group.add_argument(
-        "--tensor", type=positive(int), default=1, help="devices that share each kernel"
+        "--tensor", metavar="N", type=positive(int), default=1, help="devices that share kernels"
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where processes find each other")
-    group.add_argument("--processes", type=positive(int), help="how many processes there are")
-    group.add_argument("--process-id", type=int, help="which of them this one is, from 0")
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of the first process; not needed with SLURM, on Kubernetes and on TPU pods",
+    )
+    group.add_argument(
+        "--processes", metavar="N", type=positive(int), help="how many processes there are"
+    )
+    group.add_argument(
+        "--process-id", metavar="N", type=natural, help="which of them this one is, from 0"
+    )
+
+
+def _choice(
+    group: argparse._ArgumentGroup, name: str, choices: Sequence[str], default: str, text: str
+) -> None:
+    """An option whose values stand in its help, where they do not push all else aside."""
+    help_text = f"{text}: %(choices)s"
+    group.add_argument(name, metavar="NAME", choices=choices, default=default, help=help_text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -109,33 +142,17 @@ def run(options: argparse.Namespace) -> None:
     initialize(options.coordinator, options.processes, options.process_id)
     out = make_folder(options.out)
     train, validation, test = read_parts(options.data, options.per_class, options.seed)
+    if options.patience is not None and validation is None:
+        raise TrainingError(
+            f"--patience: expected validation images in {options.data}, found none; give a folder "
+            "with the parts train, val and test, or leave it out"
+        )
     model = load(options.source)
     if options.arm == SCRATCH:
         model = reinitialise(model, options.seed)
     start = fit_head(model, train, options.seed)
     before = accuracy(predict(start, test), test.labels)
-    result = finetune(
-        start,
-        train,
-        plan="full" if options.arm == SCRATCH else options.arm,
-        validation=validation,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        optimizer=options.optimizer,
-        schedule=options.schedule,
-        augment=_augmentation(options.augment, start),
-        precision=PRECISIONS[options.precision],
-        accumulate=options.accumulate,
-        ema_decay=options.ema_decay,
-        seed=options.seed,
-        sharding=_sharding(options),
-        callbacks=_callbacks(options, out),
-        checkpoint_folder=out / CHECKPOINTS,
-        save_every=options.save_every,
-        resume=options.resume,
-    )
+    result = _train(options, out, start, train, validation)
     trained = replace(
         result.model, params=gather(result.model.params), stats=gather(result.model.stats)
     )
@@ -143,6 +160,40 @@ def run(options: argparse.Namespace) -> None:
     if is_primary():
         trained.save(out)
         _print(options, out, before, after, trained.receipt.notes)
+
+
+def _train(
+    options: argparse.Namespace, out: Path, start: Model, train: Data, validation: Data | None
+) -> Result:
+    try:
+        return finetune(
+            start,
+            train,
+            plan="full" if options.arm == SCRATCH else options.arm,
+            validation=validation,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            optimizer=options.optimizer,
+            schedule=options.schedule,
+            augment=_augmentation(options.augment, start),
+            precision=PRECISIONS[options.precision],
+            accumulate=options.accumulate,
+            ema_decay=options.ema_decay,
+            seed=options.seed,
+            sharding=_sharding(options),
+            callbacks=_callbacks(options, out),
+            checkpoint_folder=out / CHECKPOINTS,
+            save_every=options.save_every,
+            resume=options.resume,
+        )
+    except Preempted as ending:
+        if is_primary():
+            print("go on with the same command and --resume", file=sys.stderr)
+            if options.json:
+                print_json({"model": None, "checkpoints": str(ending.folder), "step": ending.step})
+        raise
 
 
 def _augmentation(name: str, model: Model) -> Any:

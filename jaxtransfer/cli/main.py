@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from jaxtransfer.cli import compare, convert, finetune, inspect, models, predict, pretrain
+from jaxtransfer.cli.common import HelpFormatter
 from jaxtransfer.errors import JaxTransferError
 
 COMMANDS = {
@@ -36,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=description,
             description=description,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run)

@@ -19,7 +19,7 @@ def make_folder(folder: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial.touch()
-        trial.unlink()
+        trial.unlink(missing_ok=True)  # another process of the run may have been faster
     except OSError as error:
         raise OutputError(
             f"{folder}: expected a folder that can be written, found: {error.strerror or error}; "

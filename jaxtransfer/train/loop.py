@@ -34,6 +34,7 @@ from jaxtransfer.train.skipping import check_skipped
 from jaxtransfer.train.state import TrainState, init_state
 from jaxtransfer.train.step import Metrics, TrainStep
 from jaxtransfer.train.stopping import Stall
+from jaxtransfer.train.targets import Targets
 from jaxtransfer.tree import leaf_names, merge
 from jaxtransfer.types import PyTree
 
@@ -51,6 +52,7 @@ def train(
     settings: Settings,
     *,
     validation: Data | None = None,
+    targets: Targets | None = None,
     evaluate_every: int | None = None,
     callbacks: Sequence[Callback] = (),
     on_step: OnStep | None = None,
@@ -67,6 +69,7 @@ def train(
         plans: what trains in each part of the run; all are checked before the first one starts.
         settings: how the run is carried out.
         validation: examples that are evaluated as the run goes on.
+        targets: what labels are, as `evaluate` says; by default what they look like.
         evaluate_every: steps between evaluations; by default an epoch. Each plan ends with one.
         callbacks: functions that watch the run, and end it by returning `True`.
         on_step: called after each step.
@@ -108,6 +111,7 @@ def train(
             rows=slice(None) if sharding is None else sharding.local_rows(settings.batch_size),
         ),
         validation=None if validation is None else validation.ready(model.preprocess),
+        targets=targets,
         evaluate_every=evaluate_every or per_epoch,
         callbacks=tuple(callbacks),
         on_step=on_step,
@@ -150,6 +154,7 @@ class _Run:
     settings: Settings
     loader: Loader
     validation: Data | None
+    targets: Targets | None
     evaluate_every: int
     callbacks: tuple[Callback, ...]
     on_step: OnStep | None
@@ -293,6 +298,7 @@ class _Run:
             state.stats,
             self.validation,
             loss=self.settings.loss,
+            targets=self.targets,
             batch_size=self.settings.batch_size,
             workers=self.loader.choice[0],
             sharding=self.sharding,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from jaxtransfer.train.events import Callback, Event
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, Task
 
 Style: TypeAlias = Literal["auto", "bar", "lines"]
 
@@ -126,26 +127,36 @@ def _training_bar(console: Console) -> Iterator[Callback]:
 
 def _progress(console: Console, **how: Any) -> tuple[Progress, Any]:
     """Rich's bar for steps, and its task."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+    from rich.text import Text
+
+    class Steps(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(_steps_text(task))
 
     progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("steps,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
+        Steps(),
         console=console,
         expand=True,
         **how,
     )
     return progress, progress.add_task("loading and compiling", total=None)
+
+
+def _steps_text(task: Task) -> str:
+    """How many steps are done, and how long the others or they all take; nothing at first."""
+    if task.total is None:
+        return ""
+    count = f"{task.completed:.0f}/{task.total:.0f} steps"
+    if task.finished:
+        return f"{count} in {_time(task.finished_time)}"
+    return f"{count}, {_time(task.time_remaining)} left"
+
+
+def _time(seconds: float | None) -> str:
+    return "-:--:--" if seconds is None else str(datetime.timedelta(seconds=int(seconds)))
 
 
 def _print_line(event: Event, console: Console) -> None:

@@ -88,28 +88,37 @@ def test_finetune_from_scratch_shares_nothing_with_the_source(source, tmp_path, 
     assert np.abs(stem - jt.load(source / "model").params["stem"]["conv"]["kernel"]).max() > 0.1
 
 
-def test_a_killed_finetune_resumes_to_the_same_bits(source, tmp_path):
+@pytest.mark.parametrize(
+    "sent", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_an_ended_finetune_resumes_to_the_same_bits(sent, source, tmp_path):
     command = [sys.executable, "-m", "jaxtransfer.cli.main"]
-    long_run = finetune_arguments(source, tmp_path / "killed", "--arm", "lp_ft")
+    long_run = finetune_arguments(source, tmp_path / "ended", "--arm", "lp_ft")
     long_run[long_run.index("--steps") + 1] = "60"
     long_run[long_run.index("--save-every") + 1] = "10"
     process = subprocess.Popen(
-        [*command, *long_run], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [*command, *long_run, "--json"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    checkpoints = tmp_path / "killed" / "checkpoints"
+    checkpoints = tmp_path / "ended" / "checkpoints"
     deadline = time.monotonic() + 120
     while not any(path.name.isdigit() for path in checkpoints.glob("*")):
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
-    assert not (tmp_path / "killed" / "config.json").exists()
+    process.send_signal(sent)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == (0 if sent == signal.SIGTERM else -signal.SIGKILL)
+    if sent == signal.SIGTERM:
+        told = json.loads(out)
+        assert told == {"model": None, "checkpoints": str(checkpoints), "step": told["step"]}
+        assert 10 <= told["step"] < 60 and (checkpoints / str(told["step"])).is_dir()
+        assert f"saved after step {told['step']}" in errors.decode()
+        assert errors.decode().endswith("go on with the same command and --resume\n")
+    assert not (tmp_path / "ended" / "config.json").exists()
     assert main([*long_run, "--resume"]) == 0
 
     assert main([*long_run, "--out", str(tmp_path / "whole")]) == 0
-    resumed, whole = jt.load(tmp_path / "killed"), jt.load(tmp_path / "whole")
+    resumed, whole = jt.load(tmp_path / "ended"), jt.load(tmp_path / "whole")
     assert jt.diff((resumed.params, resumed.stats), (whole.params, whole.stats)).is_empty
 
 

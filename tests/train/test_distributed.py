@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxtransfer as jt
 from jaxtransfer.errors import TrainingError
 from jaxtransfer.train import Sharding, distributed
-from tests.train.processes import ROOT, Ended, run_processes
+from jaxtransfer.tree import flatten
+from tests.train.processes import ROOT, Ended, output, run_processes, started
 
 PROGRAM = ROOT / "tests" / "train" / "train_in_processes.py"
 STEPS = 6
@@ -84,16 +87,16 @@ def test_a_process_alone_agrees_with_itself() -> None:
 # Several processes of this machine
 
 
-def started(
+def ends_of(
     folder: Path, count: int, devices: int, *options: str, limit: float = 90
 ) -> list[Ended]:
     arguments = ["--folder", str(folder), "--steps", str(STEPS), *options]
-    return run_processes(PROGRAM, arguments, count, devices, folder, limit)
+    return run_processes([PROGRAM], arguments, count, devices, folder, limit)
 
 
 def finished(folder: Path, count: int, devices: int, *options: str) -> tuple[list[float], dict]:
     """The losses and the last values of a run that must come to its end."""
-    for ended in started(folder, count, devices, *options):
+    for ended in ends_of(folder, count, devices, *options):
         assert ended.status == 0, ended.text
     with np.load(folder / "state.npz") as state:
         return json.loads((folder / "losses.json").read_text()), dict(state)
@@ -136,7 +139,7 @@ def test_after_a_kill_the_others_end_and_one_process_goes_on(
     victim: int, tmp_path: Path, one_process: tuple[list[float], dict]
 ) -> None:
     patience, saving = 5, ("--fsdp", "2", "--save-every", "2")
-    ends = started(
+    ends = ends_of(
         tmp_path, 2, 2, *saving, "--kill", str(victim), "5", "--patience", str(patience), limit=90
     )
     assert ends[victim].status == -signal.SIGKILL
@@ -144,3 +147,84 @@ def test_after_a_kill_the_others_end_and_one_process_goes_on(
     assert "JAX distributed service detected fatal errors" in ends[1 - victim].text
     assert not (tmp_path / "losses.json").exists()
     assert_same(finished(tmp_path, 1, 1, "--save-every", "2"), one_process)
+
+
+# ---------------------------------------------------------------------------------------------
+# The command in several processes
+
+COMMAND = ("-m", "jaxtransfer.cli.main", "finetune")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source whose larger kernels are cut by `--fsdp`, and a target of three classes."""
+    folder = tmp_path_factory.mktemp("files")
+    model = jt.init("cifar_resnet8", in_channels=1, width=16, input_size=(8, 8), num_classes=3)
+    model.with_labels(["0", "1", "x"]).save(folder / "model")
+    digits = jt.load_digits()
+    few = digits.take(np.flatnonzero(digits.labels < 3))
+    np.savez(folder / "digits.npz", images=few.images, labels=few.labels)
+    return folder
+
+
+def command_arguments(files: Path, out: Path) -> list[str]:
+    return [
+        *("--source", str(files / "model"), "--data", str(files / "digits.npz")),
+        *("--steps", "60", "--batch-size", "8", "--learning-rate", "1e-3", "--save-every", "10"),
+        *("--log", "jsonl", "--out", str(out)),
+    ]
+
+
+def records_in(out: Path) -> list[dict]:
+    """What a run recorded of each step, but for the plan's name and how fast it was."""
+    lines = (out / "history.jsonl").read_text().splitlines()
+    left_out = ("plan", "examples_per_second", "waiting")
+    return [{k: v for k, v in json.loads(line).items() if k not in left_out} for line in lines]
+
+
+def wait_for(checkpoint: Path, running: list, limit: float) -> None:
+    deadline = time.monotonic() + limit
+    while not checkpoint.is_dir():
+        assert all(process.poll() is None for process in running), "ended too early"
+        assert time.monotonic() < deadline, f"no {checkpoint}"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes_is_killed_and_goes_on_in_one(
+    tmp_path: Path, files: Path
+) -> None:
+    arguments = command_arguments(files, tmp_path / "out")
+    with started(COMMAND, [*arguments, "--fsdp", "2"], 2, 1, tmp_path) as running:
+        wait_for(tmp_path / "out" / "checkpoints" / "40", running, 240)
+        running[0].kill()
+        statuses = [process.wait(60) for process in running]
+    texts = [output(tmp_path, number, 2).read_text() for number in (0, 1)]
+    assert statuses == [-signal.SIGKILL, -signal.SIGABRT], texts
+    assert "step 40/60 | lp_ft: all" in texts[0] and "| lp_ft" not in texts[1]
+    assert not (tmp_path / "out" / "config.json").exists()
+
+    whole = command_arguments(files, tmp_path / "whole")
+    (ended,) = run_processes(COMMAND, [*arguments, "--resume"], 1, 1, tmp_path, 240)
+    assert ended.status == 0, ended.text
+    assert "step 40/60" not in ended.text and "step 60/60" in ended.text
+    (ended,) = run_processes(COMMAND, whole, 1, 1, tmp_path, 240)
+    assert ended.status == 0, ended.text
+
+    found, expected = records_in(tmp_path / "out"), records_in(tmp_path / "whole")
+    assert [record["step"] for record in found] == list(range(1, 61))
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
+    resumed, uninterrupted = jt.load(tmp_path / "out"), jt.load(tmp_path / "whole")
+    for name, difference in differences(resumed, uninterrupted).items():
+        assert difference < 1e-3, name
+
+
+def differences(model: jt.Model, other: jt.Model) -> dict[str, float]:
+    """By leaf, how far two models are apart, relative to how large the leaf's numbers are."""
+    trees = [flatten({"params": m.params, "stats": m.stats}) for m in (model, other)]
+    assert trees[0].keys() == trees[1].keys()
+    return {
+        name: float(np.abs(leaf - trees[1][name]).max() / np.abs(leaf).max())
+        for name, leaf in trees[0].items()
+    }

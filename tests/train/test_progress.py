@@ -199,3 +199,13 @@ def test_an_unknown_style_is_told() -> None:
         progress_bar(cast(Any, "loud")),
     ):
         pass
+
+
+def test_before_the_first_step_and_after_the_last_one_no_time_is_left() -> None:
+    console = terminal()
+    with progress_bar(console=console) as callback:
+        callback(event(40))
+    text = console.export_text()
+    assert text.startswith("loading and compiling ━")
+    assert "?" not in text and "left" not in text
+    assert "━ 40/40 steps in 0:00:0" in text

@@ -42,8 +42,6 @@ def main() -> None:
     parser.add_argument("--kill", type=int, nargs=2, default=(-1, -1), help="PROCESS STEP")
     parser.add_argument("--leave", type=int, nargs=2, default=(-1, -1), help="PROCESS STEP")
     asked = parser.parse_args()
-    # A folder that several processes share at once is no place for compiled programs.
-    jax.config.update("jax_enable_compilation_cache", False)
     initialize(asked.coordinator, asked.processes, asked.process_id, patience=asked.patience)
     losses, state = train(asked)
     found = gather({"params": state.params, "stats": state.stats, "opt_state": state.opt_state})
