@@ -229,11 +229,11 @@ def same_padding(length: int, size: int, stride: int) -> tuple[int, int]:
 def pool_padding(length: int, size: int, stride: int, padding: int, ceil: bool) -> tuple[int, int]:
     """Padding before and after one axis, so that the windows that count are those there are.
 
-    Behind, it is less than `padding`, or below zero, where the last values are in no window, and
-    more where `ceil` makes a window count that is not full.
+    Behind, it is less than `padding` where the last values are in no window, and more where `ceil`
+    makes a window count that is not full. It is never below zero, for then JAX has no gradient.
 
     >>> pool_padding(6, size=3, stride=2, padding=0, ceil=False)
-    (0, -1)
+    (0, 0)
     >>> pool_padding(6, size=3, stride=2, padding=0, ceil=True)
     (0, 1)
     """
@@ -241,7 +241,7 @@ def pool_padding(length: int, size: int, stride: int, padding: int, ceil: bool) 
     windows = (-(-span // stride) if ceil else span // stride) + 1
     if ceil and (windows - 1) * stride >= length + padding:
         windows -= 1
-    return padding, (windows - 1) * stride + size - length - padding
+    return padding, max((windows - 1) * stride + size - length - padding, 0)
 
 
 def local_response_norm(
