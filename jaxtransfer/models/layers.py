@@ -395,8 +395,8 @@ def linear_rates(largest: float, depth: int) -> list[float]:
 def stage_rates(largest: float, blocks: Sequence[int], position: int) -> tuple[float, ...]:
     """The rates of one stage's blocks, where the line goes through the blocks of all stages.
 
-    >>> stage_rates(0.3, blocks=(1, 2, 1), position=1)
-    (0.1, 0.2)
+    >>> stage_rates(0.75, blocks=(1, 2, 1), position=1)
+    (0.25, 0.5)
     """
     first = sum(blocks[:position])
     return tuple(linear_rates(largest, sum(blocks))[first : first + blocks[position]])
