@@ -229,9 +229,8 @@ def same_padding(length: int, size: int, stride: int) -> tuple[int, int]:
 def pool_padding(length: int, size: int, stride: int, padding: int, ceil: bool) -> tuple[int, int]:
     """Padding before and after one axis, so that the windows that count are those there are.
 
-    Behind, it is less than `padding` where the last values are in no window, though not below zero,
-    of which the gradient of a maximum knows nothing, and more where `ceil` makes a window count
-    that is not full.
+    Behind, it is less than `padding` where the last values are in no window, and more where `ceil`
+    makes a window count that is not full. It is never below zero, for then JAX has no gradient.
 
     >>> pool_padding(6, size=3, stride=2, padding=0, ceil=False)
     (0, 0)
@@ -396,8 +395,8 @@ def linear_rates(largest: float, depth: int) -> list[float]:
 def stage_rates(largest: float, blocks: Sequence[int], position: int) -> tuple[float, ...]:
     """The rates of one stage's blocks, where the line goes through the blocks of all stages.
 
-    >>> [round(rate, 3) for rate in stage_rates(0.3, blocks=(1, 2, 1), position=1)]
-    [0.1, 0.2]
+    >>> stage_rates(0.75, blocks=(1, 2, 1), position=1)
+    (0.25, 0.5)
     """
     first = sum(blocks[:position])
     return tuple(linear_rates(largest, sum(blocks))[first : first + blocks[position]])

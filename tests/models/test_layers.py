@@ -87,6 +87,15 @@ def test_average_pool_counts_the_padding_or_not_and_never_what_lies_beyond(case,
 
 
 @pytest.mark.parametrize("pool", [max_pool, average_pool])
+def test_pools_have_gradients_where_the_last_values_are_in_no_window(pool):
+    x = images(8, 8)
+    gradient = jax.grad(lambda x: pool(x, 3, 2).sum())(x)
+    # Each of 3x3 windows hands on as much as it gets.
+    np.testing.assert_allclose(gradient.sum(), 2 * 3 * 3 * 3, rtol=1e-5)
+    assert not gradient[:, -1].any() and not gradient[:, :, -1].any()
+
+
+@pytest.mark.parametrize("pool", [max_pool, average_pool])
 def test_pools_have_gradients_and_keep_the_dtype(pool):
     x = images(5, 5)
     gradient = jax.jit(jax.grad(lambda x: pool(x, 3, 2, 1).sum()))(x)
