@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxtransfer.data.arrays import as_array_data, batch_indices
-from jaxtransfer.data.preprocess import preprocess_images
-from jaxtransfer.data.source import Data
+from jaxtransfer.data import Loader, Workers, as_data, prefetch_to_device
 from jaxtransfer.errors import DataError, TrainingError
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan, resolve_plans
 from jaxtransfer.train.losses import Batch, Loss, cross_entropy
 from jaxtransfer.train.lr_curve import DIVERGED, Suggestions, falling_part, suggest_from
+from jaxtransfer.train.program import largest_integer, make_program
+from jaxtransfer.train.settings import Settings
+from jaxtransfer.train.sharding import Sharding
 from jaxtransfer.train.state import TrainState, init_state
-from jaxtransfer.train.step import TrainStep, make_train_step
+from jaxtransfer.train.step import TrainStep
 from jaxtransfer.tree import count_bytes
 
 FORMS = ("sweep", "independent")
@@ -93,6 +93,8 @@ def find_lr(
     form: str = "sweep",
     steps_each: int = 10,
     memory: int = 2**31,
+    sharding: Sharding | None = None,
+    workers: Workers | int | None = None,
     **options: Any,
 ) -> LearningRates:
     """Losses over exponentially rising learning rates, and four rates to begin with.
@@ -120,8 +122,10 @@ def find_lr(
             batch.
         memory: bytes that the runs of the independent form may take together; one takes what XLA
             says of it.
-        **options: what else `make_train_step` takes, such as `regularisers`, `augment`,
-            `sharding` or `parallel`.
+        sharding: the devices and who holds what, as for `finetune`.
+        workers: who reads examples that are not in memory, as for `finetune`.
+        **options: other fields of `jaxtransfer.train.Settings`, such as `augment`, `regularisers`,
+            `clip_norm` or `precision`, for the steps to be those of the run to come.
 
     Raises:
         TrainingError: an argument is out of range, or the losses say nothing: fewer than two are
@@ -142,29 +146,37 @@ def find_lr(
         raise TrainingError(
             f"find_lr: expected one plan, found {', '.join(p.name for p in plans)}; take each alone"
         )
-    examples = data if isinstance(data, Data) else as_array_data(data)
-    examples = examples.ready(model.preprocess)
+    examples = as_data(data)
     if not len(examples):
         raise DataError("find_lr: expected at least one example, found none")
-    tx = plans[0].optimizer(1.0, optimizer=optimizer, weight_decay=weight_decay)
-    prepare = functools.partial(preprocess_images, how=model.preprocess)
-    step = make_train_step(
-        model.apply, loss or cross_entropy(), tx, plans[0], prepare=prepare, **options
+    examples = examples.ready(model.preprocess)
+    settings = Settings(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=1.0,
+        weight_decay=weight_decay,
+        optimizer=optimizer,
+        schedule=_steady,
+        loss=loss or cross_entropy(),
+        seed=seed,
+        **options,
     )
-    state = init_state(model, plans[0], tx, seed)
+    largest = largest_integer(examples)
+    tx, step = make_program(model, plans[0], settings, steps, largest, sharding)
+    state = _start(model, plans[0], tx, settings, sharding)
     rates = np.geomspace(lo, hi, steps)
-
-    def batch_at(number: int) -> dict[str, np.ndarray]:
-        return examples.read(batch_indices(len(examples), batch_size, number, seed))
-
-    if form == "sweep":
-        losses = np.array(list(_sweep(step, state, batch_at, rates)))
-        smoothed = _smooth(losses)
-        kept = slice(int(LEFT_OUT_AT_START * steps), max(len(losses) - LEFT_OUT_AT_END, 0))
-    else:
-        batches = [batch_at(number) for number in range(steps_each + 1)]
-        smoothed = losses = _independent(step, state, batches, rates, memory)
-        kept = falling_part(losses)
+    rows = slice(None) if sharding is None else sharding.local_rows(batch_size)
+    place = jax.device_put if sharding is None else sharding.put_batch
+    loader = Loader(examples, batch_size, seed, workers=workers, rows=rows)
+    last = steps if form == "sweep" else steps_each + 1
+    with prefetch_to_device(loader.batches(0, last), place) as batches:
+        if form == "sweep":
+            losses = np.array(list(_sweep(step, state, batches, rates)))
+            smoothed = _smooth(losses)
+            kept = slice(int(LEFT_OUT_AT_START * steps), max(len(losses) - LEFT_OUT_AT_END, 0))
+        else:
+            smoothed = losses = _independent(step, state, list(batches), rates, memory)
+            kept = falling_part(losses)
     rates = rates[: len(losses)]
     return LearningRates(
         rates=tuple(rates.tolist()),
@@ -202,17 +214,38 @@ def _check(
         raise TrainingError(f"find_lr: expected {'; '.join(problems)}")
 
 
+def _steady(steps: int) -> optax.Schedule:
+    """No schedule: the rate is set before each step."""
+    return optax.constant_schedule(1.0)
+
+
+def _start(
+    model: Model,
+    plan: Plan,
+    tx: optax.GradientTransformation,
+    settings: Settings,
+    sharding: Sharding | None,
+) -> TrainState:
+    has_average = settings.ema_decay is not None
+    state = init_state(
+        model, plan, tx, settings.seed, with_ema=has_average, precision=settings.precision
+    )
+    return state if sharding is None else sharding.place(state)
+
+
 # ---------------------------------------------------------------------------------------------
 # One run with a rising rate
 
 
-def _sweep(step: TrainStep, state: TrainState, batch_at: Any, rates: np.ndarray) -> Iterator[float]:
+def _sweep(
+    step: TrainStep, state: TrainState, batches: Iterator[Batch], rates: np.ndarray
+) -> Iterator[float]:
     """The loss of each step, the first one that is not finite or diverged the last."""
     best, average = np.inf, 0.0
     for first in range(0, len(rates), CHECK_EVERY):
         waiting = []
         for number in range(first, min(first + CHECK_EVERY, len(rates))):
-            state, metrics = step(_with_rate(state, rates[number]), batch_at(number))
+            state, metrics = step(_with_rate(state, rates[number]), next(batches))
             waiting.append(metrics["loss"])
         for number, value in enumerate(map(float, waiting), start=first):
             yield value
