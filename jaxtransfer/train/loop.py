@@ -166,6 +166,8 @@ class _Run:
     number: int = 0
     skipped: int = 0
     history: list[Record] = field(default_factory=list)
+    # Kept beside the history, which a long run must not search anew each time that it looks.
+    evaluations: list[Record] = field(default_factory=list)
     is_over: bool = False
 
     def carry_out(self, model: Model) -> Model:
@@ -173,6 +175,7 @@ class _Run:
         progress = self.checkpoints.progress() if self.checkpoints is not None else None
         if progress is not None:
             self.number, self.history = progress.number, list(progress.history)
+            self.evaluations = evaluations_in(self.history)
             self.is_over = progress.is_over
             self.skipped = check_skipped(self.history, max_skipped=self.settings.max_skipped)
         state = None
@@ -252,7 +255,7 @@ class _Run:
         if phase.plan.patience is None:
             return False
         stall = Stall(self.settings.metric, phase.plan.patience)
-        return stall.reached(evaluations_in(self.history[phase.first :]))
+        return stall.reached([found for found in self.evaluations if found["step"] > phase.first])
 
     def _look(
         self,
@@ -273,6 +276,7 @@ class _Run:
         if evaluation is not None:
             records[-1] |= {f"{VALIDATION}{name}": value for name, value in evaluation.items()}
         self.history += records
+        self.evaluations += evaluations_in(records)
         event = Event(
             step=self.number,
             steps=sum(self.lengths),
@@ -282,7 +286,7 @@ class _Run:
             examples_per_second=rate,
             waiting=waiting,
             state=state,
-            evaluations=tuple(evaluations_in(self.history)),
+            evaluations=tuple(self.evaluations),
         )
         # All of them are told, also where the first one ends the run.
         self.is_over = any([callback(event) is True for callback in self.callbacks])

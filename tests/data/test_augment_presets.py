@@ -80,6 +80,7 @@ def run() -> Any:
     return jax.jit(ALL)
 
 
+@pytest.mark.slow
 def test_everything_runs_in_one_program(run: Any):
     found = run(KEY, BATCH)
     assert found["image"].shape == (8, 8, 8, 3) and found["image"].dtype == jnp.float32
@@ -91,6 +92,7 @@ def test_everything_runs_in_one_program(run: Any):
     assert not np.array_equal(other["image"], found["image"])
 
 
+@pytest.mark.slow
 def test_many_devices_make_the_same_images_without_talking(run: Any):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("data"))

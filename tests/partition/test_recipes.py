@@ -192,6 +192,7 @@ def test_rates_go_along_scanned_blocks(recipe: Any) -> None:
     scanned.check(build("vit_ti16", **sizes, scan=True).params, {})
 
 
+@pytest.mark.slow
 def test_scanned_training_is_training_block_by_block() -> None:
     sizes = {"depth": 2, "width": 4, "heads": 1, "hidden": 4, "patch": 4, "input_size": (4, 4)}
     start = init("vit_ti16", **sizes, in_channels=1, num_classes=3)

@@ -422,6 +422,7 @@ def check_kills(folder: Path, moments: list[tuple[int, float]]) -> None:
     assert all(history == histories[-1][: len(history)] for history in histories)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_from_its_last_whole_checkpoint(tmp_path: Path) -> None:
     rng = random.Random(0)
     check_kills(tmp_path, [(3, rng.uniform(0.0, 0.25)) for _ in range(2)])

@@ -47,10 +47,19 @@ def heavy_operations(jaxpr: Any) -> list[tuple[str, set[str]]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["cifar_resnet8", "vit_ti16", "convnextv2_atto", "swin_t", "mobilenet_v2_035"]
+    ("name", "options"),
+    [
+        ("cifar_resnet8", {}),
+        ("vit_ti16", {"depth": 2}),
+        ("convnextv2_atto", {}),
+        ("swin_t", {}),
+        ("mobilenet_v2_035", {}),
+    ],
 )
-def test_every_convolution_and_product_computes_in_the_compute_dtype(name: str) -> None:
-    model = build(name)
+def test_every_convolution_and_product_computes_in_the_compute_dtype(
+    name: str, options: dict[str, Any]
+) -> None:
+    model = build(name, **options)
     plan = full(model)
     tx = plan.optimizer(0.1)
 
