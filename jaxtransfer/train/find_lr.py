@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from jaxtransfer.data import Loader, Workers, as_data, prefetch_to_device
-from jaxtransfer.errors import DataError, TrainingError
+from jaxtransfer.errors import TrainingError
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan, resolve_plans
 from jaxtransfer.train.losses import Batch, Loss, cross_entropy
@@ -130,7 +130,7 @@ def find_lr(
     Raises:
         TrainingError: an argument is out of range, or the losses say nothing: fewer than two are
             finite.
-        DataError: the examples cannot be preprocessed for the model, or there are none.
+        DataError: the examples cannot be read, or preprocessed for the model, or there are none.
         PlanError: the plan does not fit the model, or is a sequence of plans.
 
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186),
@@ -146,10 +146,7 @@ def find_lr(
         raise TrainingError(
             f"find_lr: expected one plan, found {', '.join(p.name for p in plans)}; take each alone"
         )
-    examples = as_data(data)
-    if not len(examples):
-        raise DataError("find_lr: expected at least one example, found none")
-    examples = examples.ready(model.preprocess)
+    examples = as_data(data).ready(model.preprocess)
     settings = Settings(
         steps=steps,
         batch_size=batch_size,

@@ -97,7 +97,7 @@ def init_state(
     trainable = jax.tree.map(lambda leaf: _copy(leaf, precision.parameters), trainable)
     # Optax mixes dtypes in its states, which strict promotion, where it is set, forbids.
     with jax.numpy_dtype_promotion("standard"):
-        opt_state = tx.init(trainable)
+        opt_state = jax.jit(tx.init)(trainable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
