@@ -84,9 +84,14 @@ def evaluation_params(opt_state: Any, trainable: PyTree) -> PyTree:
         if name not in ahead:
             return y
         b1, z = ahead[name]
-        return (y - (1.0 - b1) * z) / b1
+        return schedule_free_average(y, z, b1)
 
     return map_with_names(average, trainable)
+
+
+def schedule_free_average(y: jax.Array, z: jax.Array, b1: jax.Array) -> jax.Array:
+    """The average x of a schedule-free optimizer: y, where it trains, is b1 x + (1 - b1) z."""
+    return (y - (1.0 - b1) * z) / b1
 
 
 def _partition(which: str, state: Any) -> optax.PartitionState:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import CheckpointError
 from jaxtransfer.formats import orbax
 from jaxtransfer.mapping import Receipt
 from jaxtransfer.models import Model, load_model
+from jaxtransfer.partition.opt_state import schedule_free_average
 from jaxtransfer.train.contents import check_fit, hash_of, untouched
 from jaxtransfer.train.history import HistoryFile
 from jaxtransfer.train.keeping import best_of, score_of
@@ -138,7 +140,8 @@ def load_checkpoint(
     """The model of a checkpoint, ready to use; the run may still be going on.
 
     Parameters and statistics that the run did not change are those of the model that it started
-    from, and are compared with the hash that the checkpoint keeps of them.
+    from, and are compared with the hash that the checkpoint keeps of them. What a schedule-free
+    optimizer trained are its averages, as the run itself evaluates and returns them.
 
     Args:
         folder: of the checkpoints.
@@ -175,8 +178,7 @@ def load_checkpoint(
     template = {name: leaf for name, leaf in flatten(like).items() if name in values}
     check_fit(values, template, str(where))
     check_source(saved, untouched(**like, held=values), where)
-    if average:
-        values |= _average(saved, where)
+    values |= _average(saved, where) if average else _evaluated(saved)
     tree = map_with_names(lambda name, leaf: place(values[name]) if name in values else leaf, like)
     return replace(
         model, params=tree["params"], stats=tree["stats"], receipt=_receipt(saved, model, folder)
@@ -261,6 +263,20 @@ def _average(saved: Saved, where: Path) -> dict[str, np.ndarray]:
             f"{where}: expected a moving average of the parameters, found none; leave average out"
         )
     return average
+
+
+def _evaluated(saved: Saved) -> dict[str, np.ndarray]:
+    """The parameters of schedule-free optimizers, as `evaluation_params` has them."""
+    found = {}
+    for name, z in saved.arrays.items():
+        state, _, parameter = name.partition("/z/")
+        b1 = saved.arrays.get(f"{state}/b1/{parameter}", saved.arrays.get(f"{state}/b1"))
+        y = saved.arrays.get(f"params/{parameter}")
+        if name.startswith("opt_state/") and b1 is not None and y is not None:
+            # On the device, where the run does it, to the same bits.
+            average = schedule_free_average(*map(jnp.asarray, (y, z, b1)))
+            found[f"params/{parameter}"] = np.asarray(average)
+    return found
 
 
 def _receipt(saved: Saved, model: Model, folder: Path) -> Receipt:

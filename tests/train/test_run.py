@@ -190,7 +190,9 @@ def test_the_moving_average_is_evaluated_and_returned(plain: Model) -> None:
     assert result.history[-1]["validation/loss"] == pytest.approx(loss, rel=1e-6)
 
 
-def test_a_schedule_free_optimizer_gives_its_average_after_each_plan(plain: Model) -> None:
+def test_a_schedule_free_optimizer_gives_its_average_after_each_plan(
+    plain: Model, tmp_path: Path
+) -> None:
     states: dict[int, TrainState] = {}
 
     def keep(number: int, state: TrainState) -> None:
@@ -198,12 +200,14 @@ def test_a_schedule_free_optimizer_gives_its_average_after_each_plan(plain: Mode
             states[number] = jax.tree.map(jnp.copy, state)
 
     options: dict[str, Any] = {"optimizer": "schedule_free_adamw", "schedule": "constant"}
-    result = tune(plain, NARROWING, **options, validation=HELD_OUT, on_step=keep)
+    options |= {"validation": HELD_OUT, "checkpoint_folder": tmp_path}
+    result = tune(plain, NARROWING, **options, on_step=keep)
     averages = {n: evaluation_params(s.opt_state, s.trainable) for n, s in states.items()}
     # The second plan freezes the averages of the first one's parameters, and trains from them.
     assert diff({"body": averages[6]["body"]}, {"body": states[7].frozen["body"]}).is_empty
     assert not diff({"body": averages[6]["body"]}, {"body": states[6].trainable["body"]}).is_empty
     assert diff(result.model.params, merge(averages[12], states[12].frozen)).is_empty
+    assert diff(load_checkpoint(tmp_path, plain).params, result.model.params).is_empty
     loss = evaluate(result.model, result.model.params, {}, HELD_OUT)["loss"]
     assert result.history[-1]["validation/loss"] == pytest.approx(loss, rel=1e-6)
 

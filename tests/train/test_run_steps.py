@@ -203,6 +203,20 @@ def colours(params: Any, images: jax.Array) -> jax.Array:
     return images.mean(axis=(1, 2)) @ params["head"]["kernel"]
 
 
+def test_what_an_augmentation_brought_to_size_is_not_cut_again() -> None:
+    how = Preprocess((4, 4), 1, crop_fraction=0.5)
+    model = replace(
+        Model.from_function(brightness, {"head": {"kernel": jnp.ones((1,))}}), preprocess=how
+    )
+    images = np.zeros((8, 4, 4, 1), np.float32)
+    images[:, 1:3, 1:3] = 1
+    data = ArrayData(images, np.zeros(8, np.int32))
+    settings = Settings(steps=1, batch_size=8, loss=first_output, learning_rate=STILL)
+    whole = train(model, data, [ALL], replace(settings, augment=as_it_is))[1][0]["loss"]
+    centre = train(model, data, [ALL], settings)[1][0]["loss"]
+    assert whole == pytest.approx(0.25, rel=1e-6) and centre > 0.6
+
+
 @pytest.mark.parametrize("mix", [MixUp(alpha=1.0, num_classes=3), CutMix(alpha=1.0, num_classes=3)])
 def test_mixed_examples_train_with_cross_entropy(mix: Any, tmp_path: Path) -> None:
     labels = np.arange(24) % 3
