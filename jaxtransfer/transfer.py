@@ -311,7 +311,7 @@ def finetune(
     regularisers: Sequence[Regulariser] = (),
     accumulate: int = 1,
     precision: Precision = FLOAT32,
-    remat: Sequence[str] = (),
+    remat: Sequence[str] | str = (),
     ema_decay: float | None = None,
     metric: str = "loss",
     max_skipped: int = MAX_SKIPPED,
@@ -361,7 +361,8 @@ def finetune(
         regularisers: terms that are added to the loss, such as `l2_sp(model)`.
         accumulate: parts that a batch is cut into, one after the other, to save memory.
         precision: the dtypes of parameters and of what is computed, such as `BFLOAT16`.
-        remat: stages whose activations are computed again for the gradient, to save memory.
+        remat: stages whose activations are computed again for the gradient, to save memory, or
+            "all".
         ema_decay: share of the old average in a moving average of the trainable parameters, which
             is then what is evaluated and returned.
         metric: the score on the validation examples that a plan's patience and `keep_best` look at.
@@ -398,9 +399,9 @@ def finetune(
     if steps is None:
         if not epochs > 0:
             raise TrainingError(f"finetune: expected epochs above 0, found {epochs}")
-        steps = math.ceil(epochs * len(examples) / batch_size)
+        steps = max(math.ceil(epochs * len(examples) / batch_size), len(plans))
     settings = Settings(
-        steps=max(steps, len(plans)),
+        steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -413,7 +414,7 @@ def finetune(
         regularisers=tuple(regularisers),
         accumulate=accumulate,
         precision=precision,
-        remat=tuple(remat),
+        remat=remat,
         ema_decay=ema_decay,
         metric=metric,
         max_skipped=max_skipped,

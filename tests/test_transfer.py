@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -137,7 +138,31 @@ def test_a_users_own_loss(model, digits):
     assert result.history[0]["loss"] > 0
 
 
-@pytest.mark.parametrize("arguments", [{"epochs": 0}, {"steps": 5, "learning_rate": 0}])
+def test_finetune_takes_numbers_of_numpy_and_jax(model, digits):
+    run = {
+        "steps": np.int64(2),
+        "batch_size": np.int32(8),
+        "learning_rate": jnp.float32(1e-3),
+        "accumulate": np.int64(2),
+        "seed": np.int64(1),
+    }
+    result = jt.finetune(model, digits, "probe", **run, remat="all")
+    assert len(result.history) == 2
+    assert "adamw at 0.001, seed 1" in result.model.receipt.notes[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"epochs": 0},
+        {"steps": 0},
+        {"steps": -1},
+        {"steps": 2.5},
+        {"steps": 1, "plan": "lp_ft"},
+        {"steps": 1, "batch_size": 8.0},
+        {"steps": 5, "learning_rate": 0},
+    ],
+)
 def test_impossible_settings_are_refused(model, digits, arguments):
     with pytest.raises(TrainingError, match="expected"):
         jt.finetune(model, digits, **arguments)
