@@ -71,7 +71,7 @@ class Settings:
     regularisers: tuple[Regulariser, ...] = ()
     accumulate: int = 1
     precision: Precision = FLOAT32
-    remat: tuple[str, ...] | str = ()
+    remat: Sequence[str] | str = ()
     ema_decay: float | None = None
     metric: str = "loss"
     max_skipped: int = MAX_SKIPPED
@@ -123,7 +123,7 @@ class Settings:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, (int, np.integer)) and value >= least
+    return isinstance(value, (int, np.integer)) and int(value) >= least
 
 
 _NO_PART = ("max_skipped",)
