@@ -58,6 +58,7 @@ from jaxtransfer.train.losses import Loss
 from jaxtransfer.train.precision import FLOAT32, Precision
 from jaxtransfer.train.progress import progress_bar
 from jaxtransfer.train.regularisers import Regulariser
+from jaxtransfer.train.scores import target_of
 from jaxtransfer.train.settings import Augment, run_identity
 from jaxtransfer.train.sharding import Sharding
 from jaxtransfer.train.skipping import MAX_SKIPPED
@@ -351,7 +352,8 @@ def finetune(
         learning_rate: the highest one; each plan warms up to it and decays.
         weight_decay: decoupled weight decay of kernels.
         label_smoothing: share of the target spread over all classes.
-        loss: from outputs and batch to a loss for each example, instead of cross-entropy.
+        loss: from outputs and batch to a loss for each example, instead of cross-entropy; it must
+            be given where labels are not classes, one an example.
         optimizer: a name in `jaxtransfer.partition.OPTIMIZERS`.
         schedule: a name in `jaxtransfer.partition.SCHEDULES`, or a function from the number of a
             plan's steps to a factor on the learning rate at each of them.
@@ -409,7 +411,7 @@ def finetune(
         schedule=schedule,
         clip_norm=clip_norm,
         carry_moments=carry_moments,
-        loss=loss if loss is not None else cross_entropy(label_smoothing),
+        loss=loss if loss is not None else _usual_loss(examples.labels, label_smoothing),
         augment=augment,
         regularisers=tuple(regularisers),
         accumulate=accumulate,
@@ -455,11 +457,32 @@ def finetune(
     return Result(_noted(tuned, plans, settings, len(examples)), history, plans)
 
 
+def _usual_loss(labels: Any, label_smoothing: float) -> Loss:
+    """Cross-entropy, where labels are classes.
+
+    Raises:
+        TrainingError: they are not; the message says which loss would fit.
+    """
+    fitting = None
+    if isinstance(labels, Mapping):
+        fitting = "multi_task({…})"
+    elif target_of(np.asarray(labels)) == "values":
+        fitting = "squared_error()"
+    elif np.ndim(labels) == 2 and not np.allclose(np.sum(labels, axis=1), 1, atol=1e-3):
+        fitting = "binary_cross_entropy()"
+    if fitting is not None:
+        raise TrainingError(
+            f"finetune: expected a loss for labels that are not one class an example, found none; "
+            f"give loss=jt.{fitting}"
+        )
+    return cross_entropy(label_smoothing)
+
+
 def fit_head(model: Model, data: Data, seed: int = 0) -> Model:
     """The model itself where its head fits the labels, else with a new head; see `finetune`."""
     tasks = sorted(head.task for head in model.spec.task_heads)
     labelled = sorted(data.labels) if isinstance(data.labels, Mapping) else None
-    if tasks and tasks == labelled:
+    if labelled and set(labelled) <= set(tasks):
         return model
     if tasks or labelled is not None:
         raise ModelError(

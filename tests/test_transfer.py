@@ -68,6 +68,40 @@ def test_heads_of_several_tasks_are_not_thrown_away(model, digits):
         jt.finetune(several, digits, steps=1)
 
 
+@pytest.mark.parametrize(
+    ("labels", "fitting"),
+    [
+        (np.float32([0.5, 7]), "squared_error"),
+        (np.float32([[1, 1, 0], [0, 0, 0]]), "binary_cross_entropy"),
+        ({"a": np.int32([0, 1])}, "multi_task"),
+    ],
+)
+def test_labels_that_are_no_classes_ask_for_a_loss(model, digits, labels, fitting):
+    if isinstance(labels, dict):
+        model = jt.replace_head(model, tasks={"a": 2})
+    with pytest.raises(TrainingError, match=f"jt.{fitting}"):
+        jt.finetune(model, jt.ArrayData(digits.images[:2], labels), steps=1)
+
+
+def test_numbers_are_learnt(model, digits):
+    values = jt.ArrayData(digits.images, digits.labels.astype(np.float32))
+    result = jt.finetune(model, values, "probe", steps=2, loss=jt.squared_error())
+    assert result.model.num_classes == 1
+    assert all(record["gradient_norm"] > 0 for record in result.history)
+
+
+def test_an_old_head_is_kept_while_a_new_one_learns(model, digits):
+    both = jt.keep_old_head(model, 3)
+    old = jt.learning_without_forgetting(both, model)
+    loss = jt.multi_task({"new": jt.cross_entropy()})
+    examples = (digits.images, {"new": digits.labels})
+    result = jt.finetune(
+        both, examples, "probe", steps=2, loss=loss, regularisers=(old,), validation=examples
+    )
+    assert result.history[-1]["regulariser/LearningWithoutForgetting"] > 0
+    assert 0 <= result.history[-1]["validation/new/accuracy"] <= 1
+
+
 def test_named_classes_name_a_head_of_their_size(model, digits):
     data = replace(digits, classes=("x", "y", "z"))
     fitted = fit_head(model, data)

@@ -111,7 +111,7 @@ def as_data(data: Any, classes: Any = None, targets: Targets = "classes") -> Dat
     """
     if isinstance(data, (tuple, list)) or not isinstance(data, Data):
         return as_array_data(data, classes, targets)
-    if isinstance(data, ArrayData) and targets == "classes" and np.ndim(data.labels) == 1:
+    if isinstance(data, ArrayData) and targets == "classes" and _are_classes(data.labels):
         return as_array_data(data, classes)
     if classes is not None and data.classes != tuple(classes):
         raise DataError(
@@ -119,6 +119,11 @@ def as_data(data: Any, classes: Any = None, targets: Targets = "classes") -> Dat
             "them out"
         )
     return data
+
+
+def _are_classes(labels: Any) -> bool:
+    """Whether labels are numbers or names of classes: floats are values, as `ArrayData` says."""
+    return np.ndim(labels) == 1 and np.asarray(labels).dtype.kind != "f"
 
 
 def _check_numbers(images: np.ndarray) -> None:
