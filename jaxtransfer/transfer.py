@@ -312,7 +312,7 @@ def finetune(
     regularisers: Sequence[Regulariser] = (),
     accumulate: int = 1,
     precision: Precision = FLOAT32,
-    remat: Sequence[str] = (),
+    remat: Sequence[str] | str = (),
     ema_decay: float | None = None,
     metric: str = "loss",
     max_skipped: int = MAX_SKIPPED,
@@ -365,7 +365,8 @@ def finetune(
         regularisers: terms that are added to the loss, such as `l2_sp(model)`.
         accumulate: parts that a batch is cut into, one after the other, to save memory.
         precision: the dtypes of parameters and of what is computed, such as `BFLOAT16`.
-        remat: stages whose activations are computed again for the gradient, to save memory.
+        remat: stages whose activations are computed again for the gradient, to save memory, or
+            "all".
         ema_decay: share of the old average in a moving average of the trainable parameters, which
             is then what is evaluated and returned; each plan averages anew.
         metric: the score on the validation examples that a plan's patience and `keep_best` look at.
@@ -431,7 +432,7 @@ def finetune(
         regularisers=tuple(regularisers),
         accumulate=accumulate,
         precision=precision,
-        remat=tuple(remat),
+        remat=remat,
         ema_decay=ema_decay,
         metric=metric,
         max_skipped=max_skipped,
@@ -477,7 +478,7 @@ def fit_head(model: Model, data: Data, seed: int = 0) -> Model:
     """The model itself where its head fits the labels, else with a new head; see `finetune`."""
     tasks = sorted(head.task for head in model.spec.task_heads)
     labelled = sorted(data.labels) if isinstance(data.labels, Mapping) else None
-    if tasks and tasks == labelled:
+    if labelled and set(labelled) <= set(tasks):
         return model
     if tasks or labelled is not None:
         raise ModelError(

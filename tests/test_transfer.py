@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -67,6 +68,25 @@ def test_heads_of_several_tasks_are_not_thrown_away(model, digits):
     several = jt.replace_head(model, tasks={"a": 2, "b": 3})
     with pytest.raises(ModelError, match="found heads for a, b and labels of one task alone"):
         jt.finetune(several, digits, steps=1)
+
+
+def test_numbers_are_learnt(model, digits):
+    values = jt.ArrayData(digits.images, digits.labels.astype(np.float32))
+    result = jt.finetune(model, values, "probe", steps=2, loss=jt.squared_error())
+    assert result.model.num_classes == 1
+    assert all(record["gradient_norm"] > 0 for record in result.history)
+
+
+def test_an_old_head_is_kept_while_a_new_one_learns(model, digits):
+    both = jt.keep_old_head(model, 3)
+    old = jt.learning_without_forgetting(both, model)
+    loss = jt.multi_task({"new": jt.cross_entropy()})
+    examples = (digits.images, {"new": digits.labels})
+    result = jt.finetune(
+        both, examples, "probe", steps=2, loss=loss, regularisers=(old,), validation=examples
+    )
+    assert result.history[-1]["regulariser/LearningWithoutForgetting"] > 0
+    assert 0 <= result.history[-1]["validation/new/accuracy"] <= 1
 
 
 def test_named_classes_name_a_head_of_their_size(model, digits):
@@ -139,7 +159,31 @@ def test_a_users_own_loss(model, digits):
     assert result.history[0]["loss"] > 0
 
 
-@pytest.mark.parametrize("arguments", [{"epochs": 0}, {"steps": 5, "learning_rate": 0}])
+def test_finetune_takes_numbers_of_numpy_and_jax(model, digits):
+    run = {
+        "steps": np.int64(2),
+        "batch_size": np.int32(8),
+        "learning_rate": jnp.float32(1e-3),
+        "accumulate": np.int64(2),
+        "seed": np.int64(1),
+    }
+    result = jt.finetune(model, digits, "probe", **run, remat="all")
+    assert len(result.history) == 2
+    assert "adamw at 0.001, seed 1" in result.model.receipt.notes[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"epochs": 0},
+        {"steps": 0},
+        {"steps": -1},
+        {"steps": 2.5},
+        {"steps": 1, "plan": "lp_ft"},
+        {"steps": 1, "batch_size": 8.0},
+        {"steps": 5, "learning_rate": 0},
+    ],
+)
 def test_impossible_settings_are_refused(model, digits, arguments):
     with pytest.raises(TrainingError, match="expected"):
         jt.finetune(model, digits, **arguments)

@@ -111,16 +111,19 @@ def as_data(data: Any, classes: Any = None, targets: Targets = "classes") -> Dat
     """
     if isinstance(data, (tuple, list)) or not isinstance(data, Data):
         return as_array_data(data, classes, targets)
-    labels = data.labels
-    is_values = isinstance(labels, np.ndarray) and labels.dtype.kind == "f"
-    if isinstance(data, ArrayData) and targets == "classes" and np.ndim(labels) == 1:
-        return data if is_values and classes is None else as_array_data(data, classes)
+    if isinstance(data, ArrayData) and targets == "classes" and _are_classes(data.labels):
+        return as_array_data(data, classes)
     given = classes if classes is None or isinstance(classes, Mapping) else tuple(classes)
     if given is not None and data.classes != given:
         raise DataError(
             f"classes: expected those of the data, {data.classes}, found {given}; leave them out"
         )
     return data
+
+
+def _are_classes(labels: Any) -> bool:
+    """Whether labels are numbers or names of classes: floats are values, as `ArrayData` says."""
+    return np.ndim(labels) == 1 and np.asarray(labels).dtype.kind != "f"
 
 
 def _check_numbers(images: np.ndarray) -> None:

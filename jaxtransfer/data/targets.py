@@ -28,7 +28,7 @@ def read_targets(
             (count, outputs); for tasks, a dict of these.
         classes: the names of the classes, for tasks a dict of them; where labels are names and
             this is `None`, the names that occur, sorted.
-        targets: what the labels are.
+        targets: what the labels are; one of them holds for all tasks of a dict of labels.
 
     Returns:
         int32 for "classes", else float32, for tasks a dict; and the names, or `None`.
@@ -41,7 +41,9 @@ def read_targets(
     (array([1, 0], dtype=int32), ('cat', 'dog'))
     """
     if not isinstance(targets, Mapping):
-        return _read_one(labels, classes, targets, "labels")
+        if not isinstance(labels, Mapping):
+            return _read_one(labels, classes, targets, "labels")
+        targets = dict.fromkeys(labels, targets)
     given = classes or {}
     found = sorted(labels) if isinstance(labels, Mapping) else type(labels).__name__
     if found != sorted(targets) or not isinstance(given, Mapping) or set(given) - set(targets):

@@ -327,7 +327,8 @@ def _start(
         with_ema=settings.ema_decay is not None,
         precision=settings.precision,
     )
-    rate = jnp.float32(settings.learning_rate)
+    # A copy, since the step donates it: the settings may hold an array.
+    rate = jnp.array(settings.learning_rate, jnp.float32, copy=True)
     return replace(
         state,
         opt_state=optax.tree.set(state.opt_state, learning_rate=rate),

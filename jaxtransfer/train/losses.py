@@ -131,6 +131,8 @@ def _softmax_loss(
 
     def loss(logits: jax.Array, batch: Batch) -> jax.Array:
         labels, count = batch["label"], logits.shape[-1]
+        if jnp.issubdtype(labels.dtype, jnp.floating):
+            _check_same_shape("cross_entropy, focal", logits, labels)
         targets, is_class = _distribution(labels, count, logits.dtype)
         targets = optax.smooth_labels(targets, label_smoothing)
         if class_weights is not None:

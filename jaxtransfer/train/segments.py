@@ -56,7 +56,7 @@ def segments(
     Segment(start='layer1', stop='layer2', recomputes=True)
     Segment(start='layer2', stop=None, recomputes=False)
     """
-    recomputed = tuple(stages) if remat == ALL else tuple(remat)
+    recomputed = tuple(stages) if remat == ALL else (remat,) if isinstance(remat, str) else remat
     unknown = [stage for stage in (*features, *recomputed) if stage not in stages]
     if unknown:
         known = ", ".join(stages) or "no stages, since none were given: pass model.spec.stages"

@@ -44,7 +44,8 @@ class Settings:
         regularisers: terms that are added to the loss.
         accumulate: parts that a batch is cut into, one after the other, to save memory.
         precision: the dtypes of parameters and of what is computed.
-        remat: stages whose activations are computed again for the gradient, to save memory.
+        remat: stages whose activations are computed again for the gradient, to save memory, or
+            "all".
         ema_decay: share of the old average in a moving average of the trainable parameters, which
             is then what is evaluated and returned; each plan averages anew; `None` for none.
         metric: the score on the validation examples that a plan's patience looks at.
@@ -70,7 +71,7 @@ class Settings:
     regularisers: tuple[Regulariser, ...] = ()
     accumulate: int = 1
     precision: Precision = FLOAT32
-    remat: tuple[str, ...] = ()
+    remat: Sequence[str] | str = ()
     ema_decay: float | None = None
     metric: str = "loss"
     max_skipped: int = MAX_SKIPPED
@@ -78,22 +79,38 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("regularisers", "remat"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "regularisers", tuple(self.regularisers))
+        if not isinstance(self.remat, str):
+            object.__setattr__(self, "remat", tuple(self.remat))
         clip_fits = self.clip_norm is None or self.clip_norm > 0
         ema_fits = self.ema_decay is None or 0 <= self.ema_decay < 1
         problems = [
             f"{name} {text}, found {value}"
             for name, value, fits, text in (
-                ("steps", self.steps, self.steps >= 1, "of at least 1"),
-                ("batch_size", self.batch_size, self.batch_size >= 1, "of at least 1"),
+                ("steps", self.steps, _is_whole(self.steps, 1), "whole, of at least 1"),
+                (
+                    "batch_size",
+                    self.batch_size,
+                    _is_whole(self.batch_size, 1),
+                    "whole, of at least 1",
+                ),
                 ("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0"),
                 ("weight_decay", self.weight_decay, self.weight_decay >= 0, "of at least 0"),
                 ("clip_norm", self.clip_norm, clip_fits, "above 0 or None"),
-                ("accumulate", self.accumulate, self.accumulate >= 1, "of at least 1"),
+                (
+                    "accumulate",
+                    self.accumulate,
+                    _is_whole(self.accumulate, 1),
+                    "whole, of at least 1",
+                ),
                 ("ema_decay", self.ema_decay, ema_fits, "from 0, below 1, or None"),
-                ("max_skipped", self.max_skipped, self.max_skipped >= 1, "of at least 1"),
-                ("seed", self.seed, self.seed >= 0, "of at least 0"),
+                (
+                    "max_skipped",
+                    self.max_skipped,
+                    _is_whole(self.max_skipped, 1),
+                    "whole, of at least 1",
+                ),
+                ("seed", self.seed, _is_whole(self.seed, 0), "whole, of at least 0"),
             )
             if not (fits and (value is None or math.isfinite(value)))
         ]
@@ -103,6 +120,10 @@ class Settings:
             problems.append(f"parallel of 'jit' or 'pmap', found {self.parallel!r}")
         if problems:
             raise TrainingError(f"settings: expected {'; '.join(problems)}")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, (int, np.integer)) and int(value) >= least
 
 
 _NO_PART = ("max_skipped",)

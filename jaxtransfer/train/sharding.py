@@ -90,7 +90,8 @@ class Sharding:
         if problems:
             raise _error(problems)
         data = len(devices) // (self.fsdp * self.tensor) if self.data is None else self.data
-        for name, value in (("data", data), ("devices", devices), ("rules", rules)):
+        sizes = (("data", int(data)), ("fsdp", int(self.fsdp)), ("tensor", int(self.tensor)))
+        for name, value in (*sizes, ("devices", devices), ("rules", rules)):
             object.__setattr__(self, name, value)
 
     @property
@@ -364,7 +365,8 @@ def _size_problems(sharding: Sharding, count: int) -> list[str]:
 
 def _is_size(name: str, size: Any) -> bool:
     is_left_out = name == "data" and size is None
-    return is_left_out or (isinstance(size, int) and not isinstance(size, bool) and size >= 1)
+    is_whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
+    return is_left_out or (is_whole and size >= 1)
 
 
 def _parameter_shapes(state: TrainState) -> dict[str, tuple[int, ...]]:

@@ -44,8 +44,8 @@ class TrainStep:
     Frozen parameters are neither donated nor copied: they are the same arrays before and after.
     Metrics are float32 scalars: `loss`, what was minimised, the weighted mean over the batch with
     all regularisers; `gradient_norm`, over the trainable parameters and before any clipping;
-    `skipped`, 1 where the loss or the gradient was not finite and nothing was changed, else 0;
-    `regulariser/NAME` for each regulariser; `loss_scale` where there is one.
+    `skipped`, 1 where the loss, a gradient or an update was not finite and nothing was changed,
+    else 0; `regulariser/NAME` for each regulariser; `loss_scale` where there is one.
 
     Attributes:
         jitted: the compiled function of state, frozen parameters, batch and regularisers.
@@ -112,7 +112,8 @@ def make_train_step(
 
     The gradient is taken with respect to the trainable tree alone, so frozen parameters cost no
     gradient, no optimizer state and no share in the norm. Modules that the plan freezes run as in
-    evaluation. A step whose loss or gradient is not finite changes nothing but the number of steps.
+    evaluation. A step whose loss, gradient or update is not finite changes nothing but the number
+    of steps.
 
     What is minimised is the sum of `batch["weight"]` times the loss over the sum of the weights,
     which are 1 where the batch has none. An example of weight 0 has no share in it; in the
@@ -205,7 +206,7 @@ def _check(accumulate: int, ema_decay: float | None, sharding: Any, parallel: st
     problems = []
     if ema_decay is not None and not 0 <= ema_decay < 1:
         problems.append(f"ema_decay: expected a number from 0, below 1, found {ema_decay}")
-    if not isinstance(accumulate, int) or accumulate < 1:
+    if not isinstance(accumulate, (int, np.integer)) or accumulate < 1:
         problems.append(f"accumulate: expected an integer of at least 1, found {accumulate}")
     if parallel not in PARALLEL:
         problems.append(f"parallel: expected one of {', '.join(PARALLEL)}, found {parallel!r}")
@@ -240,7 +241,6 @@ def _step(
 
     found = gradients_at(state.trainable)
     norm = optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), found.gradients))
-    finite = jnp.isfinite(found.value) & jnp.isfinite(norm)
     # Optax raises floats to integer powers, which strict promotion, where it is set, forbids.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = recipe.tx.update(
@@ -254,6 +254,8 @@ def _step(
             ),
         )
         trainable = optax.apply_updates(state.trainable, updates)
+    # An optimizer may take further gradients, as sharpness-aware ones do: the updates show these.
+    finite = jnp.isfinite(found.value) & jnp.isfinite(norm) & _all_finite(updates)
     stats = _keep_frozen_stats(
         recipe.objective.plan, merge(state.trainable, frozen), state.stats, found.stats
     )
@@ -278,6 +280,10 @@ def _step(
     if recipe.sharding is not None:
         moved = recipe.sharding.constrain(moved)
     return moved, metrics
+
+
+def _all_finite(tree: PyTree) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _check_state(state: TrainState, recipe: _Recipe) -> None:

@@ -267,3 +267,9 @@ def test_losses_are_known_by_their_arguments(one: Any, other: Any, name: str) ->
 def test_arguments_out_of_range_are_errors(make: Any, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         make()
+
+
+@pytest.mark.parametrize("loss", [cross_entropy(), focal()])
+def test_numbers_are_no_distribution_over_the_classes(loss: Any) -> None:
+    with pytest.raises(TrainingError, match="labels of the shape of the outputs"):
+        loss(jnp.zeros((2, 1)), {"label": jnp.array([0.5, 7.0])})

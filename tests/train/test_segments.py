@@ -41,6 +41,7 @@ def test_stages_are_cut_where_something_is_asked_for() -> None:
         Segment("head", None, True),
     )
     assert [piece.recomputes for piece in segments(STAGES, remat="all")] == [True] * 4
+    assert segments(STAGES, remat="body") == segments(STAGES, remat=("body",))
 
 
 @pytest.mark.parametrize("with_other_head", [False, True])

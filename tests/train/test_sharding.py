@@ -51,6 +51,7 @@ def test_by_default_all_devices_are_data() -> None:
 
 def test_data_is_what_the_other_axes_leave() -> None:
     found = Sharding(fsdp=2, tensor=2)
+    assert Sharding(fsdp=np.int64(2), tensor=np.int32(2)) == found
     assert found.sizes == {"data": 2, "fsdp": 2, "tensor": 2}
     assert found.mesh.shape == {"data": 2, "fsdp": 2, "tensor": 2}
 

@@ -530,6 +530,28 @@ def test_a_step_that_is_not_finite_changes_nothing(
     assert step.jitted._cache_size() == 1
 
 
+@pytest.mark.parametrize("optimizer", ["sam", "sam_adamw"])
+def test_a_gradient_uphill_that_is_not_finite_changes_nothing(
+    optimizer: str, staged: Model, rows: Any
+) -> None:
+    outputs, _ = staged.apply(staged.params, staged.stats, rows["image"], train=False)
+    here = float(jnp.mean(cross_entropy()(outputs, rows)))
+
+    def loss(outputs: Any, batch: Any) -> jax.Array:
+        losses = cross_entropy()(outputs, batch)
+        is_uphill = jax.lax.stop_gradient(jnp.mean(losses)) > here + 1e-4
+        return losses * jnp.where(is_uphill, jnp.float32(jnp.inf), 1)
+
+    plan = probe(staged)
+    tx = plan.optimizer(0.1, optimizer=optimizer)
+    step = make_train_step(staged.apply, loss, tx, plan)
+    state, metrics = step(init_state(staged, plan, tx), rows)
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])
+    assert metrics["skipped"] == 1
+    assert diff(staged.params, state.params).is_empty
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.opt_state))
+
+
 # ---------------------------------------------------------------------------------------------
 # Augmentation and regularisers
 
