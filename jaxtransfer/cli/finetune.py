@@ -111,6 +111,12 @@ def _add_saving(group: argparse._ArgumentGroup) -> None:
 
 def _add_devices(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "--devices",
+        metavar="N",
+        type=positive(int),
+        help="how many of one process to use; as many as divide the batch where it is left out",
+    )
+    group.add_argument(
         "--fsdp", metavar="N", type=positive(int), default=1, help="devices that share parameters"
     )
     group.add_argument(
@@ -208,10 +214,17 @@ def _augmentation(name: str, model: Model) -> Any:
 
 def _sharding(options: argparse.Namespace) -> Sharding | None:
     """The layout asked for, or as many devices as divide the batch; `None` for a single one."""
-    if jax.process_count() > 1 or options.fsdp * options.tensor > 1:
+    if jax.process_count() > 1:
         return Sharding(fsdp=options.fsdp, tensor=options.tensor)
-    count = math.gcd(options.batch_size, jax.device_count())
-    return None if count == 1 else Sharding(devices=tuple(jax.devices()[:count]))
+    is_cut = options.fsdp * options.tensor > 1
+    most = jax.device_count()
+    count = options.devices or (most if is_cut else math.gcd(options.batch_size, most))
+    if count > most:
+        raise TrainingError(f"--devices: expected at most {most}, as there are, found {count}")
+    if count == 1 and not is_cut:
+        return None
+    devices = tuple(jax.devices()[:count])
+    return Sharding(fsdp=options.fsdp, tensor=options.tensor, devices=devices)
 
 
 def _callbacks(options: argparse.Namespace, out: Path) -> list[Callback]:

@@ -364,9 +364,9 @@ def _size_problems(sharding: Sharding, count: int) -> list[str]:
 
 
 def _is_size(name: str, size: Any) -> bool:
-    is_left_out = name == "data" and size is None
-    is_whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
-    return is_left_out or (is_whole and size >= 1)
+    if size is None or isinstance(size, bool):
+        return size is None and name == "data"
+    return isinstance(size, (int, np.integer)) and int(size) >= 1
 
 
 def _parameter_shapes(state: TrainState) -> dict[str, tuple[int, ...]]:

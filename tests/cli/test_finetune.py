@@ -44,7 +44,7 @@ def draw(folder: Path, count: int, seed: int) -> list[tuple[str, int]]:
 
 
 def arguments(source: Path, data: Path | str, out: Path, *more: str) -> list[str]:
-    sizes = ("--steps", "6", "--batch-size", "4", "--arm", "full")
+    sizes = ("--steps", "6", "--batch-size", "4", "--arm", "full", "--devices", "1")
     where = ("--source", str(source), "--data", str(data), "--out", str(out))
     return ["finetune", *where, *sizes, *more]
 
@@ -126,7 +126,7 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_without_gain_a_sharded_run_stops_when_patience_ends(source, arrays, tmp_path, capsys):
-    devices = ("--fsdp", "2", "--tensor", "2")
+    devices = ("--fsdp", "2", "--tensor", "2", "--devices", "4")
     stop = ("--patience", "1", "--learning-rate", "1e-30", "--weight-decay", "0")
     command = arguments(source, arrays, tmp_path, *devices, *stop, "--log", "csv")
     result = trained([*command, "--batch-size", "8"], capsys)
@@ -143,8 +143,12 @@ def test_without_gain_a_sharded_run_stops_when_patience_ends(source, arrays, tmp
         (["--weight-decay", "-1"], "weight_decay of at least 0, found -1.0"),
         (["--learning-rate", "inf"], "learning_rate above 0, found inf"),
         (["--accumulate", "3"], "accumulate"),
-        (["--fsdp", "3"], "fsdp 3 x tensor 1 = 3 for 8 devices"),
-        (["--fsdp", "2", "--batch-size", "3"], "batch: 3 rows for 8 groups of devices"),
+        (["--devices", "9"], "--devices: expected at most 8, as there are, found 9"),
+        (["--fsdp", "3", "--devices", "8"], "fsdp 3 x tensor 1 = 3 for 8 devices"),
+        (
+            ["--fsdp", "2", "--devices", "8", "--batch-size", "3"],
+            "batch: 3 rows for 8 groups of devices",
+        ),
         (["--processes", "2"], "expected coordinator, process_id too"),
         (["--coordinator", "here", "--processes", "2", "--process-id", "2"], "as host:port"),
         (["--per-class", "0"], "per_class from 1"),

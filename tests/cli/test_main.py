@@ -40,7 +40,7 @@ def compare_arguments(source: Path, out: Path) -> list[str]:
 
 
 def finetune_arguments(source: Path, out: Path, *more: str) -> list[str]:
-    sizes = ["--steps", "8", "--batch-size", "4", "--save-every", "2"]
+    sizes = ["--steps", "8", "--batch-size", "4", "--save-every", "2", "--devices", "1"]
     return ["finetune", *common(source), *sizes, "--out", str(out), *more]
 
 

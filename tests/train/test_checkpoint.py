@@ -376,7 +376,8 @@ def test_the_checkpoint_of_a_probe_is_small_and_its_source_is_kept_once(tmp_path
         sizes[frozen] = bytes_in(folder)
     assert big == 3_200_000
     assert sizes["reference"] < 90_000
-    assert big < sizes["beside"] - sizes["reference"] < big + 10_000
+    # What Orbax writes beside the arrays varies by a few hundred bytes.
+    assert abs(sizes["beside"] - sizes["reference"] - big) < 10_000
 
 
 def test_statistics_that_are_the_sources_still_are_not_stored_again(

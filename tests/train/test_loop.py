@@ -70,14 +70,14 @@ def test_a_plan_without_a_step_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"steps": 0}, "steps of at least 1, found 0"),
-        ({"batch_size": 0}, "batch_size of at least 1, found 0"),
+        ({"steps": 0}, "steps whole, of at least 1, found 0"),
+        ({"batch_size": 0}, "batch_size whole, of at least 1, found 0"),
         ({"learning_rate": 0.0}, "learning_rate above 0, found 0.0"),
         ({"learning_rate": math.nan}, "learning_rate above 0, found nan"),
         ({"learning_rate": math.inf}, "learning_rate above 0, found inf"),
         ({"weight_decay": -1.0}, "weight_decay of at least 0, found -1.0"),
         ({"clip_norm": 0.0}, "clip_norm above 0 or None, found 0.0"),
-        ({"seed": -1}, "seed of at least 0, found -1"),
+        ({"seed": -1}, "seed whole, of at least 0, found -1"),
     ],
 )
 def test_a_setting_out_of_range_is_an_error(fields: dict[str, Any], message: str) -> None:

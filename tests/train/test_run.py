@@ -329,9 +329,9 @@ def test_the_labels_of_each_task_are_looked_at(plain: Model) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps of at least 1, found 0"),
+        ({"steps": 0}, "steps whole, of at least 1, found 0"),
         ({"steps": 1}, "at least a step for each of 2 plans, found 1"),
-        ({"steps": None, "batch_size": 0}, "batch_size of at least 1, found 0"),
+        ({"steps": None, "batch_size": 0}, "batch_size whole, of at least 1, found 0"),
         ({"steps": None, "epochs": float("inf")}, "epochs above 0, found inf"),
         ({"steps": None, "epochs": float("nan")}, "epochs above 0, found nan"),
     ],
