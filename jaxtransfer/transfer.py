@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -309,7 +309,7 @@ def finetune(
     clip_norm: float | None = None,
     carry_moments: bool = True,
     augment: Augment | None = None,
-    regularisers: Sequence[Regulariser] = (),
+    regularisers: Sequence[Regulariser] | Regulariser = (),
     accumulate: int = 1,
     precision: Precision = FLOAT32,
     remat: Sequence[str] | str = (),
@@ -362,7 +362,7 @@ def finetune(
         clip_norm: upper bound of the norm of all trainable gradients.
         carry_moments: whether a plan takes over the optimizer's moments of the plan before it.
         augment: `augment(key, batch) -> batch`, on the device; see `jaxtransfer.augment`.
-        regularisers: terms that are added to the loss, such as `l2_sp(model)`.
+        regularisers: terms that are added to the loss, or a single one, such as `l2_sp(model)`.
         accumulate: parts that a batch is cut into, one after the other, to save memory.
         precision: the dtypes of parameters and of what is computed, such as `BFLOAT16`.
         remat: stages whose activations are computed again for the gradient, to save memory, or
@@ -429,7 +429,7 @@ def finetune(
         carry_moments=carry_moments,
         loss=loss if loss is not None else loss_for(kinds, label_smoothing),
         augment=augment,
-        regularisers=tuple(regularisers),
+        regularisers=cast(Any, regularisers),
         accumulate=accumulate,
         precision=precision,
         remat=remat,

@@ -135,7 +135,7 @@ def load_checkpoint(
     model: Model | None = None,
     step: int | str | None = None,
     *,
-    average: bool = False,
+    average: bool | None = None,
 ) -> Model:
     """The model of a checkpoint, ready to use; the run may still be going on.
 
@@ -149,7 +149,8 @@ def load_checkpoint(
         step: which checkpoint, by its number of steps, or "best" by the metric of the run; by
             default the newest, or the one before it where that is damaged, with a
             `DamagedCheckpointWarning`.
-        average: whether trainable parameters are their moving average (EMA).
+        average: whether trainable parameters are their moving average (EMA); by default where the
+            run kept one, as it evaluates and returns that.
 
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, `model` is another one than
@@ -178,6 +179,8 @@ def load_checkpoint(
     template = {name: leaf for name, leaf in flatten(like).items() if name in values}
     check_fit(values, template, str(where))
     check_source(saved, untouched(**like, held=values), where)
+    if average is None:
+        average = any(name.startswith("ema/") for name in saved.arrays)
     values |= _average(saved, where) if average else _evaluated(saved)
     tree = map_with_names(lambda name, leaf: place(values[name]) if name in values else leaf, like)
     return replace(

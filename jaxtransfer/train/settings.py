@@ -41,7 +41,7 @@ class Settings:
         carry_moments: whether a plan takes over the optimizer's moments of the plan before it.
         loss: from outputs and batch to a loss for each example.
         augment: what happens to a batch on the device before its images are preprocessed.
-        regularisers: terms that are added to the loss.
+        regularisers: terms that are added to the loss, or a single one.
         accumulate: parts that a batch is cut into, one after the other, to save memory.
         precision: the dtypes of parameters and of what is computed.
         remat: stages whose activations are computed again for the gradient, to save memory, or
@@ -55,7 +55,7 @@ class Settings:
         seed: of the order of the examples, augmentation and dropout, from 0.
 
     Raises:
-        TrainingError: a number is out of range; the message lists all that are.
+        TrainingError: a setting is out of range; the message lists all that are.
     """
 
     steps: int
@@ -79,47 +79,47 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "regularisers", tuple(self.regularisers))
+        terms: Any = self.regularisers
+        object.__setattr__(self, "regularisers", (terms,) if callable(terms) else tuple(terms))
         if not isinstance(self.remat, str):
             object.__setattr__(self, "remat", tuple(self.remat))
-        clip_fits = self.clip_norm is None or self.clip_norm > 0
-        ema_fits = self.ema_decay is None or 0 <= self.ema_decay < 1
         problems = [
-            f"{name} {text}, found {value}"
-            for name, value, fits, text in (
-                ("steps", self.steps, _is_whole(self.steps, 1), "whole, of at least 1"),
-                (
-                    "batch_size",
-                    self.batch_size,
-                    _is_whole(self.batch_size, 1),
-                    "whole, of at least 1",
-                ),
-                ("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0"),
-                ("weight_decay", self.weight_decay, self.weight_decay >= 0, "of at least 0"),
-                ("clip_norm", self.clip_norm, clip_fits, "above 0 or None"),
-                (
-                    "accumulate",
-                    self.accumulate,
-                    _is_whole(self.accumulate, 1),
-                    "whole, of at least 1",
-                ),
-                ("ema_decay", self.ema_decay, ema_fits, "from 0, below 1, or None"),
-                (
-                    "max_skipped",
-                    self.max_skipped,
-                    _is_whole(self.max_skipped, 1),
-                    "whole, of at least 1",
-                ),
-                ("seed", self.seed, _is_whole(self.seed, 0), "whole, of at least 0"),
-            )
-            if not (fits and (value is None or math.isfinite(value)))
+            f"{name} whole, of at least {least}, found {getattr(self, name)}"
+            for name, least in _LEAST.items()
+            if not _is_whole(getattr(self, name), least)
         ]
-        if isinstance(self.schedule, str) and self.schedule not in SCHEDULES:
-            problems.append(f"schedule among {', '.join(SCHEDULES)}, found {self.schedule!r}")
-        if self.parallel not in ("jit", "pmap"):
-            problems.append(f"parallel of 'jit' or 'pmap', found {self.parallel!r}")
+        problems += [
+            f"{name} {text}, found {getattr(self, name)!r}"
+            for name, fits, text in self._ranges()
+            if not fits
+        ]
         if problems:
             raise TrainingError(f"settings: expected {'; '.join(problems)}")
+
+    def _ranges(self) -> tuple[tuple[str, bool, str], ...]:
+        """For each other setting whether it is what it should be, and what that is."""
+        clip, average, schedule = self.clip_norm, self.ema_decay, self.schedule
+        averages = self.optimizer.startswith("schedule_free")
+        known = callable(schedule) or schedule in SCHEDULES
+        return (
+            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "of at least 0"),
+            ("clip_norm", clip is None or 0 < clip < math.inf, "above 0 or None"),
+            ("ema_decay", average is None or 0 <= average < 1, "from 0, below 1, or None"),
+            (
+                "ema_decay",
+                average is None or not averages,
+                f"None with {self.optimizer}, which averages by itself",
+            ),
+            ("schedule", known, f"among {', '.join(SCHEDULES)}, or a function"),
+            ("loss", callable(self.loss), "a function such as jt.focal()"),
+            ("precision", isinstance(self.precision, Precision), "such as jt.BFLOAT16"),
+            ("parallel", self.parallel in ("jit", "pmap"), "'jit' or 'pmap'"),
+        )
+
+
+_LEAST = {"steps": 1, "batch_size": 1, "accumulate": 1, "max_skipped": 1, "seed": 0}
+"""Settings that are whole numbers, and what each is at least."""
 
 
 def _is_whole(value: Any, least: int) -> bool:

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -77,12 +77,23 @@ def test_a_plan_without_a_step_is_an_error() -> None:
         ({"learning_rate": math.inf}, "learning_rate above 0, found inf"),
         ({"weight_decay": -1.0}, "weight_decay of at least 0, found -1.0"),
         ({"clip_norm": 0.0}, "clip_norm above 0 or None, found 0.0"),
+        ({"precision": "bfloat16"}, "precision such as jt.BFLOAT16, found 'bfloat16'"),
+        ({"loss": "focal"}, "loss a function such as jt.focal(), found 'focal'"),
+        (
+            {"optimizer": "schedule_free_sgd", "ema_decay": 0.9},
+            "ema_decay None with schedule_free_sgd, which averages by itself, found 0.9",
+        ),
         ({"seed": -1}, "seed whole, of at least 0, found -1"),
     ],
 )
 def test_a_setting_out_of_range_is_an_error(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=re.escape(message)):
         Settings(**{"steps": 1, **fields})
+
+
+def test_one_regulariser_may_stand_alone(network: Model) -> None:
+    alone = l2_sp(network)
+    assert Settings(steps=1, regularisers=cast(Any, alone)).regularisers == (alone,)
 
 
 def test_all_settings_out_of_range_are_told_at_once() -> None:
