@@ -25,7 +25,7 @@ from jaxtransfer.evaluate.metrics import accuracy, mean_interval
 NETWORKS = {"SqueezeNet 1.1": "squeezenet1_1", "MobileNet v1 0.25": "mobilenet_v1_025"}
 # The learning rates that each plan may choose from; a new head takes higher ones than a network.
 RATES = {
-    "probe": (3e-3, 1e-2, 3e-2),
+    "probe": (1e-2, 3e-2, 1e-1),
     "lp_ft": (1e-3, 3e-3, 1e-2),
     "full": (1e-4, 3e-4, 1e-3),
 }
