@@ -17,6 +17,7 @@ from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan, resolve_plans
 from jaxtransfer.train.losses import Batch, Loss, cross_entropy
 from jaxtransfer.train.lr_curve import DIVERGED, Suggestions, falling_part, suggest_from
+from jaxtransfer.train.measured import CHECK_EVERY
 from jaxtransfer.train.program import largest_integer, make_program
 from jaxtransfer.train.settings import Settings
 from jaxtransfer.train.sharding import Sharding
@@ -25,9 +26,6 @@ from jaxtransfer.train.step import TrainStep
 from jaxtransfer.tree import count_bytes
 
 FORMS = ("sweep", "independent")
-
-# How many steps may run before their losses are looked at: the host must not wait for each of them.
-CHECK_EVERY = 10
 
 # Constants of https://github.com/fastai/fastai: the smoothing is that of `AvgSmoothLoss` in
 # fastai/learner.py; `lr_find` in fastai/callback/schedule.py leaves out a tenth of the points at

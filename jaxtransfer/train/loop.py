@@ -20,6 +20,7 @@ from jaxtransfer.train.checks import check_run
 from jaxtransfer.train.evaluation import evaluate
 from jaxtransfer.train.events import Callback, Event
 from jaxtransfer.train.measured import (
+    CHECK_EVERY,
     VALIDATION,
     Record,
     Stopwatch,
@@ -37,9 +38,6 @@ from jaxtransfer.train.stopping import Stall
 from jaxtransfer.train.targets import Targets
 from jaxtransfer.tree import leaf_names, merge
 from jaxtransfer.types import PyTree
-
-# How many steps may run before their losses are looked at: the host must not wait for each of them.
-CHECK_EVERY = 10
 
 OnStep = Callable[[int, TrainState], None]
 """Called with the steps done in the whole run so far and the state, which the next step donates."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from jaxtransfer.data.prefetch import Prefetched
 
+# How many steps may run before their losses are looked at: the host must not wait for each of them.
+CHECK_EVERY = 10
 VALIDATION = "validation/"
 """What stands before the names of scores on the validation examples in a history."""
 

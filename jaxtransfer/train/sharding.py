@@ -284,7 +284,7 @@ class Sharding:
         if not names or not shape:
             return PartitionSpec()
         for pattern, layout in self.rules:
-            if any(matches(pattern, name) for name in names):
+            if _matches_any(pattern, names):
                 used.add(pattern)
                 found = _misfits(layout, shape, self.sizes)
                 problems += [f" - {names[0]}: {text}" for text in found]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -252,7 +252,24 @@ class RandomCrop(ImageAugment):
 
 
 @dataclass(frozen=True)
-class HorizontalFlip(ImageAugment):
+class _Flip(ImageAugment):
+    """The pixels of some images stand in the other order along one axis."""
+
+    probability: float = 0.5
+
+    axis: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        require(type(self).__name__, probability_rule(self.probability))
+
+    def on_images(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """Shape as `images`."""
+        flipped = jnp.flip(images, self.axis)
+        return jnp.where(drawn(key, self.probability, len(images)), flipped, images)
+
+
+@dataclass(frozen=True)
+class HorizontalFlip(_Flip):
     """Left and right change places in some images.
 
     Attributes:
@@ -262,18 +279,11 @@ class HorizontalFlip(ImageAugment):
         DataError: the probability is none.
     """
 
-    probability: float = 0.5
-
-    def __post_init__(self) -> None:
-        require(type(self).__name__, probability_rule(self.probability))
-
-    def on_images(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """Shape as `images`."""
-        return jnp.where(drawn(key, self.probability, len(images)), images[:, :, ::-1], images)
+    axis: ClassVar[int] = 2
 
 
 @dataclass(frozen=True)
-class VerticalFlip(ImageAugment):
+class VerticalFlip(_Flip):
     """Top and bottom change places in some images.
 
     Attributes:
@@ -283,11 +293,4 @@ class VerticalFlip(ImageAugment):
         DataError: the probability is none.
     """
 
-    probability: float = 0.5
-
-    def __post_init__(self) -> None:
-        require(type(self).__name__, probability_rule(self.probability))
-
-    def on_images(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """Shape as `images`."""
-        return jnp.where(drawn(key, self.probability, len(images)), images[:, ::-1], images)
+    axis: ClassVar[int] = 1

@@ -139,7 +139,18 @@ def _mixed(batch: Batch, images: jax.Array, share: jax.Array, num_classes: int) 
 
 
 @dataclass(frozen=True)
-class MixUp:
+class _Mixing:
+    """A share drawn from Beta(alpha, alpha) for each batch."""
+
+    alpha: float
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        require(type(self).__name__, *_rules(self.alpha, self.num_classes))
+
+
+@dataclass(frozen=True)
+class MixUp(_Mixing):
     """mixup with a share drawn from Beta(alpha, alpha) for each batch.
 
     Attributes:
@@ -152,12 +163,6 @@ class MixUp:
         DataError: a number is out of range; when it runs, labels are neither integers nor soft.
     """
 
-    alpha: float
-    num_classes: int
-
-    def __post_init__(self) -> None:
-        require("MixUp", *_rules(self.alpha, self.num_classes))
-
     def __call__(self, key: jax.Array, batch: Batch) -> Batch:
         """The batch with mixed images, and labels as shares of classes."""
         share = _draw_share(key, self.alpha)
@@ -165,7 +170,7 @@ class MixUp:
 
 
 @dataclass(frozen=True)
-class CutMix:
+class CutMix(_Mixing):
     """CutMix with a share drawn from Beta(alpha, alpha) and a box drawn for each batch.
 
     Attributes:
@@ -177,12 +182,6 @@ class CutMix:
     Raises:
         DataError: a number is out of range; when it runs, labels are neither integers nor soft.
     """
-
-    alpha: float
-    num_classes: int
-
-    def __post_init__(self) -> None:
-        require("CutMix", *_rules(self.alpha, self.num_classes))
 
     def __call__(self, key: jax.Array, batch: Batch) -> Batch:
         """The batch with patched images, and labels as shares of classes."""
