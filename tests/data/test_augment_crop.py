@@ -142,6 +142,11 @@ def test_flips(kind: Any, axis: int):
     assert abs(share - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 2000)
 
 
+def test_a_box_of_one_pixel_between_two_centres_has_one_of_them():
+    found = np.asarray(resized_crop(PHOTOS, (0.0, 0.5, 1.0, 1.0), 5, "bicubic"))
+    np.testing.assert_allclose(found, np.broadcast_to(PHOTOS[:, :1, :1], found.shape), rtol=1e-6)
+
+
 @given(
     st.integers(0, 2**31),
     *[st.tuples(st.floats(0, 22, width=32), st.floats(0, 30, width=32))] * 2,

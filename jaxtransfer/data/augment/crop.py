@@ -102,7 +102,8 @@ def _resampling(
     step = length / wanted
     centres = start + (jnp.arange(wanted, dtype=jnp.float32)[:, jnp.newaxis] + 0.5) * step
     pixels = jnp.arange(size, dtype=jnp.float32) + 0.5
-    inside = (pixels > start) & (pixels < start + length)
+    # Closed at one end, so that a box of one pixel always holds the centre of one.
+    inside = (pixels >= start) & (pixels < start + length)
     weights = kernel(jnp.abs(pixels - centres) / jnp.maximum(step, 1))
     weights = jnp.where(inside, weights, 0)
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
