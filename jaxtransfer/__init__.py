@@ -106,6 +106,7 @@ from jaxtransfer.train import csv_writer as csv_writer
 from jaxtransfer.train import delta as delta
 from jaxtransfer.train import distillation as distillation
 from jaxtransfer.train import early_stopping as early_stopping
+from jaxtransfer.train import features as features
 from jaxtransfer.train import find_lr as find_lr
 from jaxtransfer.train import focal as focal
 from jaxtransfer.train import huber as huber

@@ -4,6 +4,7 @@ from jaxtransfer.data import augment as augment
 from jaxtransfer.data.arrays import ArrayData as ArrayData
 from jaxtransfer.data.arrays import as_array_data as as_array_data
 from jaxtransfer.data.arrays import as_data as as_data
+from jaxtransfer.data.arrays import as_examples as as_examples
 from jaxtransfer.data.arrays import batch_indices as batch_indices
 from jaxtransfer.data.arrays import few_shot as few_shot
 from jaxtransfer.data.digits import few_shot_split as few_shot_split

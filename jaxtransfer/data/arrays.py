@@ -121,6 +121,14 @@ def as_data(data: Any, classes: Any = None, targets: Targets = "classes") -> Dat
     return data
 
 
+def as_examples(images: Any) -> Data:
+    """Images without labels as examples whose labels say nothing; a `Data` stays as it is."""
+    if isinstance(images, Data):
+        return images
+    images = np.asarray(images)
+    return ArrayData(images, np.zeros(len(images) if images.ndim else 0, np.int32))
+
+
 def _are_classes(labels: Any) -> bool:
     """Whether labels are numbers or names of classes: floats are values, as `ArrayData` says."""
     return np.ndim(labels) == 1 and np.asarray(labels).dtype.kind != "f"

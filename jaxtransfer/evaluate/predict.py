@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtransfer.data import ArrayData, Data, check_images, evaluation_batches
+from jaxtransfer.data import as_examples, check_images
 from jaxtransfer.models import Model
-from jaxtransfer.train.evaluation import READERS, forward_pass
+from jaxtransfer.train.evaluation import forward_pass, run_batches
 from jaxtransfer.types import PyTree
 
 
@@ -41,22 +41,11 @@ def predict_with(
     model: Model, params: PyTree, stats: PyTree, images: Any, *, batch_size: int = 256
 ) -> Any:
     """`predict` with other leaves than the model's own, such as those of a run in progress."""
-    data = _as_data(images).ready(model.preprocess)
+    data = as_examples(images).ready(model.preprocess)
     forward = forward_pass(model.apply, model.preprocess)
-    count = len(data)
-    if not count:
+    if not len(data):
         return _no_outputs(forward, params, stats, check_images(images, model.preprocess))
-    with evaluation_batches(data, min(batch_size, count), workers=READERS) as batches:
-        outputs = [forward(params, stats, batch["image"]) for batch in batches]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *outputs)
-
-
-def _as_data(images: Any) -> Data:
-    """Images without labels as examples whose labels say nothing."""
-    if isinstance(images, Data):
-        return images
-    images = np.asarray(images)
-    return ArrayData(images, np.zeros(len(images) if images.ndim else 0, np.int32))
+    return run_batches(forward, params, stats, data, batch_size=batch_size)
 
 
 def _no_outputs(forward: Any, params: PyTree, stats: PyTree, images: np.ndarray) -> Any:

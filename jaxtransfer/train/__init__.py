@@ -12,6 +12,7 @@ from jaxtransfer.train.distillation import (
 from jaxtransfer.train.evaluation import evaluate as evaluate
 from jaxtransfer.train.events import Callback as Callback
 from jaxtransfer.train.events import Event as Event
+from jaxtransfer.train.features import features as features
 from jaxtransfer.train.find_lr import LearningRates as LearningRates
 from jaxtransfer.train.find_lr import find_lr as find_lr
 from jaxtransfer.train.lock import TakenOverWarning as TakenOverWarning

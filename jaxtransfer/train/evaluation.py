@@ -126,19 +126,69 @@ def evaluate(
 
 @functools.lru_cache(maxsize=32)
 def forward_pass(
-    apply: Callable[..., tuple[Any, PyTree]], preprocess: Preprocess
+    apply: Callable[..., tuple[Any, PyTree]],
+    preprocess: Preprocess,
+    stop: str | None = None,
+    pool: bool = False,
 ) -> Callable[..., Any]:
     """A jitted `forward(params, stats, images) -> outputs` in evaluation mode.
 
-    Images are preprocessed first; one function for one pair of arguments, so that what is compiled
-    is shared.
+    Images are preprocessed first; one function for the same arguments, so that what is compiled is
+    shared.
+
+    Args:
+        apply: a network's forward pass.
+        preprocess: what the network expects.
+        stop: the stage whose entering features are the outputs; by default the network runs to its
+            end.
+        pool: whether outputs are averaged over all axes between the first and the last.
     """
+    # Left away where it is not asked for: a function of a user's own may not know it.
+    cut = {} if stop is None else {"stop": stop}
 
     @jax.jit
     def forward(params: PyTree, stats: PyTree, images: jax.Array) -> Any:
-        return apply(params, stats, preprocess_images(images, preprocess), train=False)[0]
+        prepared = preprocess_images(images, preprocess)
+        outputs = apply(params, stats, prepared, train=False, **cut)[0]
+        return outputs.mean(axis=tuple(range(1, outputs.ndim - 1))) if pool else outputs
 
     return forward
+
+
+def run_batches(
+    forward: Callable[..., Any],
+    params: PyTree,
+    stats: PyTree,
+    data: Data,
+    *,
+    batch_size: int,
+    workers: Workers | int = READERS,
+) -> Any:
+    """What a forward pass gives for all examples, in their order, as NumPy arrays.
+
+    The last batch is padded, so that one program serves all of them, and the next batches are on
+    their way while the device computes one.
+
+    Args:
+        forward: as `forward_pass` gives it.
+        params: its parameters.
+        stats: its running statistics.
+        data: at least one example, in the form that the preprocessing takes (`Data.ready`).
+        batch_size: examples that are computed at a time, from 1.
+        workers: who reads examples that are not in memory; a number is one of threads.
+
+    Returns:
+        A tree of arrays whose first axis has the length of `data`.
+    """
+    count = len(data)
+    outputs: list[Any] = []
+    with evaluation_batches(data, min(batch_size, count), workers=workers) as batches:
+        for batch in batches:
+            outputs.append(forward(params, stats, batch["image"]))
+            if len(outputs) > IN_FLIGHT:
+                # Brought to the host as they are done, so that the device does not fill up.
+                outputs[-1 - IN_FLIGHT] = jax.device_get(outputs[-1 - IN_FLIGHT])
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *jax.device_get(outputs))
 
 
 # Evaluations of one run, and of runs that differ in their parameters alone, share one program.
