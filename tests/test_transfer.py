@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxtransfer as jt
+from jaxtransfer import hub
 from jaxtransfer.data import as_array_data
 from jaxtransfer.errors import (
     CheckpointError,
@@ -291,7 +292,7 @@ def test_published_weights_bring_their_preprocessing_and_the_names_of_classes(
     )
     path = tmp_path / "net.npz"
     jt.write_weights(jt.invert(leaves, empty.spec.rules_for("timm")), path)
-    monkeypatch.setattr(jt.transfer.hub, "resolve", lambda reference: path)
+    monkeypatch.setattr(hub, "resolve", lambda reference: path)
     known = next(w for w in empty.spec.weights if w.reference == "hf://timm/resnet18.a1_in1k")
     loaded = jt.load("resnet18", known.reference)
     assert loaded.preprocess == empty.spec.source("timm").preprocess
