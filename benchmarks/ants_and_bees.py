@@ -1,11 +1,12 @@
-"""Ants and bees from ImageNet weights: what each way to fine-tune reaches, over several seeds.
+"""Ants and bees from ImageNet weights and from random ones: what each way to train reaches.
 
     python3 -m benchmarks.ants_and_bees IMAGES SQUEEZENET_FILE MOBILENET_FILE
 
 IMAGES has the folders `train/ants`, `train/bees`, `val/ants` and `val/bees`. For each network and
 plan the learning rate is chosen by the accuracy on a fifth of the training images, which is not
-trained on then; the runs that count train on all of them and are measured on `val` once, after
-their last step. Writes a JSON file and prints the table as Markdown.
+trained on then; the runs that count train on all of them, over several seeds, and are measured on
+`val` once, after their last step. The same networks with random weights, all of which train, get
+the same search and the same steps. Writes a JSON file and prints the table as Markdown.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ from typing import Any
 import numpy as np
 
 import jaxtransfer as jt
-from jaxtransfer.evaluate.comparison import environment
+from jaxtransfer.evaluate.comparison import environment, reinitialise
 from jaxtransfer.evaluate.metrics import accuracy, mean_interval
 
 NETWORKS = {"SqueezeNet 1.1": "squeezenet1_1", "MobileNet v1 0.25": "mobilenet_v1_025"}
 # The learning rates that each plan may choose from; a new head takes higher ones than a network.
 RATES = {
     "probe": (1e-2, 3e-2, 1e-1),
-    "lp_ft": (1e-3, 3e-3, 1e-2),
+    "lp_ft": (1e-2, 3e-2, 1e-1),
     "full": (1e-4, 3e-4, 1e-3),
+    "scratch": (1e-3, 3e-3, 1e-2),
 }
+# After the head, the network of `lp_ft` trains at the rates that `full` may choose from.
+NETWORK_SCALE = 0.01
 SEARCH_SEED = 100
 
 
@@ -37,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path)
     parser.add_argument("weights", type=Path, nargs=len(NETWORKS), metavar="WEIGHTS")
+    parser.add_argument("--plans", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=float, default=5)
     parser.add_argument("--out", type=Path, default=Path("ants_and_bees.json"))
@@ -46,7 +51,7 @@ def main() -> None:
     rows = []
     for (title, name), file in zip(NETWORKS.items(), options.weights, strict=True):
         source = jt.load(name, file, num_classes=2)
-        for plan in RATES:
+        for plan in options.plans:
             rows.append(
                 {"network": title, **_arm(source, plan, train, test, options.seeds, options.epochs)}
             )
@@ -79,11 +84,13 @@ def _arm(
 def _run(
     source: jt.Model, plan: str, train: Any, test: Any, rate: float, seed: int, epochs: float
 ) -> float:
-    start = jt.replace_head(source, classes=train.classes, key=seed)
+    start = reinitialise(source, seed) if plan == "scratch" else source
+    start = jt.replace_head(start, classes=train.classes, reuse=False, key=seed)
+    plans = {"lp_ft": jt.lp_ft(start, lr_scale=NETWORK_SCALE), "scratch": "full"}
     result = jt.finetune(
         start,
         train,
-        plan=plan,
+        plan=plans.get(plan, plan),
         epochs=epochs,
         batch_size=32,
         learning_rate=rate,
