@@ -1,4 +1,4 @@
-"""What is seen of a run while it goes on: a progress bar, or a line for each evaluation."""
+"""What is seen of a run while it goes on: a progress bar, or a line now and then."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def progress_bar(style: Style = "auto", console: Console | None = None) -> Itera
     A bar shows the plan, the steps and the time left; the lines below it the loss, examples a
     second and the share of time in which steps waited for data; and the scores of the last
     evaluation. It stays when the run is over. Where there is no terminal, such as in a file of
-    logs, each evaluation is a line instead. Of several processes the first one shows.
+    logs, each evaluation is a line instead, and so is each tenth of a run in which nothing was
+    evaluated meanwhile. Of several processes the first one shows.
 
     Args:
         style: "bar" for the bar also where there is no terminal, "lines" for lines also where
@@ -57,7 +58,7 @@ def progress_bar(style: Style = "auto", console: Console | None = None) -> Itera
         return
     console = console or Console(stderr=True, force_terminal=True if style == "bar" else None)
     if style == "lines" or (style == "auto" and not can_redraw(console)):
-        yield lambda event: _print_line(event, console)
+        yield _line_printer(console)
         return
     with _training_bar(console) as show:
         yield show
@@ -159,17 +160,25 @@ def _time(seconds: float | None) -> str:
     return "-:--:--" if seconds is None else str(datetime.timedelta(seconds=int(seconds)))
 
 
-def _print_line(event: Event, console: Console) -> None:
-    if event.evaluation is None:
-        return
-    parts = [
-        f"step {event.step}/{event.steps}",
-        event.plan,
-        _training_text(event, _skipped(event)),
-        f"validation {_scores_text(event.evaluation)}",
-    ]
-    text = " | ".join(part for part in parts if part)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _line_printer(console: Console) -> Callback:
+    """Prints a line for an evaluation, and where a tenth of the run has passed without a line."""
+    tenths = 0
+    skipped = 0
+
+    def show(event: Event) -> None:
+        nonlocal tenths, skipped
+        skipped += _skipped(event)
+        reached = 10 * event.step // event.steps
+        if event.evaluation is None and reached == tenths:
+            return
+        tenths = reached
+        scores = event.evaluation and f"validation {_scores_text(event.evaluation)}"
+        step = f"step {event.step}/{event.steps}"
+        parts = [step, event.plan, _training_text(event, skipped), scores]
+        text = " | ".join(part for part in parts if part)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    return show
 
 
 def _training_text(event: Event, skipped: int) -> str:

@@ -49,7 +49,12 @@ class Regulariser(Protocol):
     stages: tuple[str, ...]
 
     def __call__(self, forward: Forward) -> jax.Array:
-        """The term: one value for the batch, shape (), or one for each example, shape (batch,)."""
+        """The term: one value for the batch, shape (), or one for each example, shape (batch,).
+
+        Where a batch is cut into micro-batches, one value is taken of each of them, and these are
+        averaged by their weights: what is no mean over examples, such as singular values of a
+        batch, then differs from that of the whole batch.
+        """
         ...
 
 

@@ -4,6 +4,8 @@ import importlib.machinery
 import io
 import sys
 import types
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import jax
@@ -117,24 +119,33 @@ def test_what_is_printed_meanwhile_stands_above_the_bar() -> None:
 # Lines
 
 
-@pytest.mark.parametrize("how", [{}, {"style": "lines"}])
-def test_without_a_terminal_each_evaluation_is_a_line(how: dict[str, Any]) -> None:
+def lines_of(run: Sequence[Event], **how: Any) -> list[str]:
+    """What is printed of a run where there is no terminal, or lines are asked for."""
     file = io.StringIO()
     console = Console(file=file, width=40, force_terminal=bool(how))
     with progress_bar(console=console, **how) as callback:
-        for one in RUN:
-            callback(one)
-    assert file.getvalue() == (
-        "step 20/40 | lp_ft: head [new] | loss 204.5, 1,234 examples/s, 3% waiting for data | "
-        "validation loss 0.25, accuracy 87.5%, size r squared 0.5\n"
-    )
+        for one in run:
+            assert callback(one) is None
+    return file.getvalue().splitlines()
 
 
-def test_without_a_terminal_a_run_without_evaluations_is_silent(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with progress_bar() as callback:
-        callback(RUN[0])
+@pytest.mark.parametrize("how", [{}, {"style": "lines"}])
+def test_without_a_terminal_each_evaluation_is_a_line(how: dict[str, Any]) -> None:
+    run = [replace(one, steps=400) for one in RUN]
+    assert lines_of(run, **how) == [
+        "step 20/400 | lp_ft: head [new] | loss 204.5, 1,234 examples/s, 3% waiting for data, "
+        "2 skipped | validation loss 0.25, accuracy 87.5%, size r squared 0.5"
+    ]
+
+
+def test_without_evaluations_each_tenth_of_a_run_is_a_line() -> None:
+    run = [replace(event(step), steps=200) for step in range(10, 201, 10)]
+    assert [line.split(" | ")[0] for line in lines_of(run)] == [
+        f"step {step}/200" for step in range(20, 201, 20)
+    ]
+
+
+def test_without_a_terminal_there_is_no_bar_of_steps(capsys: pytest.CaptureFixture[str]) -> None:
     with step_bar() as advance:
         advance("pretrain", 1, 2)
     assert capsys.readouterr() == ("", "")
@@ -173,7 +184,7 @@ def test_a_notebook_without_widgets_shows_lines(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     show(Console(force_jupyter=True, width=80, record=True))
-    assert len(widgets) == 1 and widgets[0].startswith("step 20/40 | ")
+    assert [text.split(" | ")[0] for text in widgets] == ["step 10/40", "step 20/40", "step 30/40"]
 
 
 def test_only_the_first_process_shows(monkeypatch: pytest.MonkeyPatch) -> None:
