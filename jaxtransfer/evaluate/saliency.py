@@ -140,14 +140,17 @@ def _view(
         )
     problems = []
     for name in reversed(model.spec.stages) if stage is None else [stage]:
-        features = _shape(model, inputs, stop=name)
         try:
-            found = _grid_of(where, model, inputs, features, grid)
+            features = _shape(model, inputs, stop=name)
+            found = _grid_of(model, inputs, features, grid)
         except ModelError as error:
             problems.append(f" - {name}: {error}")
             continue
+        if stage is None and features.shape == inputs.shape:
+            problems.append(f" - {name}: the images themselves")
+            continue
         if stage is None and not _is_of_use(model, name, features, found):
-            problems.append(f" - {name}: nothing but tokens before the grid leads to the logits")
+            problems.append(f" - {name}: tokens that the logits do not depend on")
             continue
         return _View(name, found, outputs.shape[-1])
     raise ModelError(
@@ -161,7 +164,7 @@ def _shape(model: Model, inputs: Any, stop: str | None = None) -> Any:
     return jax.eval_shape(forward, model.params, model.stats, inputs)[0]
 
 
-def _grid_of(where: str, model: Model, inputs: Any, features: Any, grid: Grid | None) -> Any:
+def _grid_of(model: Model, inputs: Any, features: Any, grid: Grid | None) -> Grid | None:
     """Rows and columns of tokens; `None` for maps.
 
     Raises:
@@ -172,26 +175,26 @@ def _grid_of(where: str, model: Model, inputs: Any, features: Any, grid: Grid | 
         return None
     if len(shape) != 3:
         raise ModelError(f"features of shape {shape}, without positions")
-    grid = grid or _patches(model, inputs)
+    grid = _patches(model, inputs, shape[1]) if grid is None else (grid[0], grid[1])
     if grid is None:
         raise ModelError(f"{shape[1]} tokens of unknown places; say grid=(rows, columns)")
     if not 1 <= math.prod(grid) <= shape[1]:
         raise ModelError(f"{shape[1]} tokens, less than the grid {grid} has; give another grid")
-    return tuple(grid)
+    return grid
 
 
-def _patches(model: Model, inputs: Any) -> Grid | None:
+def _patches(model: Model, inputs: Any, count: int) -> Grid | None:
     """The grid of the patches that images are cut into, where the model says how large they are."""
-    spec = model.spec
+    spec, (height, width) = model.spec, inputs.shape[1:3]
     if spec.position_embedding is not None:
-        sides: Sequence[int] = 2 * (spec.position_embedding.patch,)
-    else:
-        kernels = [x for name, x in named_leaves(model.params) if name == f"{spec.stem}/kernel"]
-        if not kernels or kernels[0].ndim != 4:
-            return None
-        sides = kernels[0].shape[:2]
-    height, width = inputs.shape[1:3]
-    return height // sides[0], width // sides[1]
+        side = spec.position_embedding.patch
+        return height // side, width // side
+    kernels = [x for name, x in named_leaves(model.params) if name == f"{spec.stem}/kernel"]
+    if not kernels or kernels[0].ndim != 4:
+        return None
+    grid = (height // kernels[0].shape[0], width // kernels[0].shape[1])
+    # A kernel larger than its stride makes more tokens than fit side by side.
+    return grid if count - math.prod(grid) in (0, 1) else None
 
 
 def _is_of_use(model: Model, stage: str, features: Any, grid: Grid | None) -> bool:
@@ -215,7 +218,9 @@ def _wanted_classes(where: str, classes: Any, count: int, num_classes: int) -> n
     numbers = np.repeat(numbers, count) if numbers.ndim == 0 else numbers
     numbers = check_numbers(where, numbers, num_classes, "classes")
     if len(numbers) != count:
-        raise DataError(f"{where}: expected a class for each of {count} images, found {len(numbers)}")
+        raise DataError(
+            f"{where}: expected a class for each of {count} images, found {len(numbers)}"
+        )
     return numbers.astype(np.int32)
 
 

@@ -15,7 +15,9 @@ from jaxtransfer.evaluate.calibration import calibration
 def answers(seed: int = 0, count: int = 200, classes: int = 4):
     rng = np.random.default_rng(seed)
     logits = 3 * rng.normal(size=(count, classes)).astype(np.float32)
-    labels = np.where(rng.random(count) < 0.6, logits.argmax(axis=1), rng.integers(0, classes, count))
+    labels = np.where(
+        rng.random(count) < 0.6, logits.argmax(axis=1), rng.integers(0, classes, count)
+    )
     return logits, labels
 
 

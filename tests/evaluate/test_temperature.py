@@ -27,7 +27,9 @@ def test_the_temperature_is_where_scipy_finds_the_highest_likelihood(seed, scale
         logs = special.log_softmax(logits / (scale * np.exp(log_temperature)), axis=1)
         return -logs[np.arange(len(labels)), labels].mean()
 
-    expected = optimize.minimize_scalar(loss, bounds=(-8, 8), method="bounded", options={"xatol": 1e-9})
+    expected = optimize.minimize_scalar(
+        loss, bounds=(-8, 8), method="bounded", options={"xatol": 1e-9}
+    )
     found = temperature_scaling(logits, labels)
     assert np.log(found / scale) == pytest.approx(expected.x, abs=1e-6)
 

@@ -14,7 +14,10 @@ def test_losses_predictions_and_probabilities_are_those_of_a_softmax():
     shares = np.exp(logits.astype(np.float64))
     shares /= shares.sum(axis=1, keepdims=True)
     losses = np.array(
-        [metrics.log_loss([y], [row], labels=range(3)) for y, row in zip(labels, shares, strict=True)]
+        [
+            metrics.log_loss([y], [row], labels=range(3))
+            for y, row in zip(labels, shares, strict=True)
+        ]
     )
     found = top_losses(logits, labels, count=6)
     np.testing.assert_array_equal(found.indices, np.argsort(-losses)[:6])
