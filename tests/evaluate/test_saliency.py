@@ -231,7 +231,7 @@ def test_tokens_of_unknown_places_are_told(tokens):
     with pytest.raises(ModelError, match=r"7 tokens of unknown places; say grid=\(rows, columns\)"):
         grad_cam(unknown, IMAGES)
     with pytest.raises(ModelError, match=r"mix: 7 tokens of unknown places"):
-        grad_cam(tokens, IMAGES[:, :, :4], stage="mix")
+        grad_cam(tokens, IMAGES[:, :, :5], stage="mix")  # patches that are cut off
     with pytest.raises(ModelError, match=r"7 tokens, less than the grid \(3, 3\) has"):
         grad_cam(tokens, IMAGES, grid=(3, 3))
 
