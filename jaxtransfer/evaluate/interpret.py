@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxtransfer.data import as_data
-from jaxtransfer.errors import DataError
+from jaxtransfer.errors import DataError, ModelError
 from jaxtransfer.evaluate.answers import check_answers, check_names
 from jaxtransfer.evaluate.calibration import Calibration, calibration
 from jaxtransfer.evaluate.confusion import (
@@ -22,6 +23,7 @@ from jaxtransfer.evaluate.predict import predict
 from jaxtransfer.evaluate.temperature import best_temperature
 from jaxtransfer.evaluate.top_losses import TopLosses, top_losses
 from jaxtransfer.models import Model
+from jaxtransfer.surgery import replace_head
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def interpret(
         model: a `Model` with one head.
         data: labelled images: `(images, labels)`, or a `Data`. Where it names its classes and the
             model does too, the names must be the model's, in its order; a model that knows them
-            among others follows by `replace_head(model, classes=data.classes)`.
+            among others follows by `with_classes(model, data.classes)`.
         top: how many of the most frequent errors, and of the highest losses.
         bins: of confidence, for the calibration.
         batch_size: images that are computed at a time.
@@ -153,6 +155,33 @@ def interpret_logits(
     )
 
 
+def with_classes(model: Model, classes: Sequence[str] | None) -> Model:
+    """A model that answers with these classes alone, by the rows of its head that they have.
+
+    Nothing is trained and nothing is drawn.
+
+    Args:
+        model: a `Model` whose head is one linear layer; it stays as it is.
+        classes: names that the model knows, in any order. Where they or the model's are `None`, or
+            both are the same, the model stays as it is.
+
+    Raises:
+        ModelError: the model does not know a class, or has another head.
+    """
+    known = model.labels
+    if classes is None or known is None or tuple(classes) == known[model.preprocess.label_offset :]:
+        return model
+    missing = [name for name in classes if name not in known]
+    chosen = model if missing else replace_head(model, classes=classes)
+    if missing or f"{len(classes)} of {len(classes)} rows reused" not in chosen.receipt.notes[-1]:
+        why = f"no {', '.join(missing[:5])} among its classes" if missing else "a head without rows"
+        raise ModelError(
+            f"{model.spec.name}: expected a model that knows the classes {_few(classes)}, found "
+            f"{why}; fine-tune it on them first"
+        )
+    return chosen
+
+
 def _check_classes(model: Model, classes: Any, offset: int) -> None:
     """Raise where data and model name their classes otherwise."""
     if classes is None or model.labels is None or isinstance(classes, dict):
@@ -160,15 +189,9 @@ def _check_classes(model: Model, classes: Any, offset: int) -> None:
     known = model.labels[offset:]
     if tuple(classes) == known:
         return
-    missing = [name for name in classes if name not in known]
-    remedy = (
-        f"the model does not know {', '.join(missing[:5])}: fine-tune it"
-        if missing
-        else "replace_head(model, classes=data.classes) keeps their rows, in this order"
-    )
     raise DataError(
         f"interpret: expected data of the model's classes {_few(known)}, found {_few(classes)}; "
-        f"{remedy}"
+        "with_classes(model, data.classes) is a model of these, where it knows them among others"
     )
 
 

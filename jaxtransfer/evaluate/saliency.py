@@ -16,6 +16,7 @@ from jaxtransfer.data import Data, as_examples, preprocess_images
 from jaxtransfer.errors import DataError, ModelError
 from jaxtransfer.evaluate.answers import check_numbers
 from jaxtransfer.models import Model, Preprocess
+from jaxtransfer.models.calling import can_start
 from jaxtransfer.tree import named_leaves
 from jaxtransfer.types import PyTree
 
@@ -86,6 +87,22 @@ def grad_cam(
         rows = np.minimum(np.arange(start, start + size), len(data) - 1)
         maps.append(program(model.params, model.stats, data.read(rows)["image"], wanted[rows]))
     return np.concatenate(jax.device_get(maps))[: len(data)]
+
+
+def can_explain(model: Model, images: Any) -> bool:
+    """Whether `grad_cam` works as it stands: the network can be cut where maps or tokens are.
+
+    Args:
+        model: a `Model`.
+        images: at least one, as for `grad_cam`.
+    """
+    if not can_start(model.apply):
+        return False
+    try:
+        _view("can_explain", model, _one(as_examples(images).ready(model.preprocess)), None, None)
+    except ModelError:
+        return False
+    return True
 
 
 def seen_images(model: Model, images: Any) -> np.ndarray:

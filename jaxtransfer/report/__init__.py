@@ -2,6 +2,7 @@
 
 from jaxtransfer.report.comparison import write_comparison as write_comparison
 from jaxtransfer.report.find_lr import plot_learning_rates as plot_learning_rates
+from jaxtransfer.report.interpretation import write_interpretation as write_interpretation
 from jaxtransfer.report.page import Figure as Figure
 from jaxtransfer.report.page import Heading as Heading
 from jaxtransfer.report.page import Table as Table
