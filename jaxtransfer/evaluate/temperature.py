@@ -67,4 +67,5 @@ def best_temperature(scores: np.ndarray, truth: np.ndarray) -> float | None:
         low -= 1
     while slope(high) < 0:
         high += 1
-    return float(size * np.exp(-optimize.brentq(slope, low, high, xtol=1e-12)))
+    root: Any = optimize.brentq(slope, low, high, xtol=1e-12)
+    return float(size * np.exp(-root))

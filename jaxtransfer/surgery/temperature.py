@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import jax
 
@@ -50,7 +51,7 @@ def with_temperature(model: AnyModel, temperature: float) -> AnyModel:
     return replace(model, params=params, receipt=model.receipt.with_note(note))
 
 
-def _last_layers(model: AnyModel) -> list[str]:
+def _last_layers(model: Any) -> list[str]:
     """Where the layers lie that give the logits: the only one of a head, or its last one."""
     spec = model.spec
     heads = {f"{spec.head}/{head.task}": head.layers for head in spec.task_heads}

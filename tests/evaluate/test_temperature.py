@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,7 +29,7 @@ def test_the_temperature_is_where_scipy_finds_the_highest_likelihood(seed, scale
         logs = special.log_softmax(logits / (scale * np.exp(log_temperature)), axis=1)
         return -logs[np.arange(len(labels)), labels].mean()
 
-    expected = optimize.minimize_scalar(
+    expected: Any = optimize.minimize_scalar(
         loss, bounds=(-8, 8), method="bounded", options={"xatol": 1e-9}
     )
     found = temperature_scaling(logits, labels)
