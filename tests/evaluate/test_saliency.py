@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import io
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxtransfer as jt
 from jaxtransfer.data import ArrayData
@@ -15,6 +19,7 @@ from jaxtransfer.errors import DataError, ModelError
 from jaxtransfer.evaluate.saliency import grad_cam, seen_images
 from jaxtransfer.models import build
 from jaxtransfer.models.stages import StagedNetwork
+from jaxtransfer.models.weights import load_network
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 4, 6, 3)).astype(np.float32)
 
@@ -239,3 +244,37 @@ def test_tokens_of_unknown_places_are_told(tokens):
 def test_several_heads_are_told(maps):
     with pytest.raises(ModelError, match="a network with one head"):
         grad_cam(jt.replace_head(maps, tasks={"a": 2, "b": 3}), IMAGES)
+
+
+# ---------------------------------------------------------------------------------------------
+# Real weights
+
+
+@pytest.mark.pretrained
+def test_what_is_hot_is_what_the_answer_hangs_on(real_data: Path) -> None:
+    """SqueezeNet on photographs: hiding the hottest tenth costs more than hiding the coldest."""
+    weights = real_data / "weights/squeezenet_v1.0_deepcompression/decoded_float32.npz"
+    model = load_network("squeezenet1_0", weights)
+    with zipfile.ZipFile(real_data / "datasets/imagenet_samples/all1000_short256.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith((".jpg", ".JPEG")))
+        images = np.stack([photograph(archive.read(name)) for name in names[1::95]])
+    maps, shown = grad_cam(model, images), seen_images(model, images)
+    np.testing.assert_allclose(shown, images[:, 14:241, 14:241] / np.float32(255), atol=1e-3)
+    rows, predicted = np.arange(len(images)), jt.predict(model, images).argmax(axis=1)
+    shares = {}
+    for name, heat in (("hot", maps), ("cold", -maps)):
+        order = heat.reshape(len(maps), -1).argsort(axis=1, kind="stable")
+        hidden = np.zeros(order.shape, bool)
+        np.put_along_axis(hidden, order[:, -order.shape[1] // 10 :], True, axis=1)
+        covered = images.copy()
+        covered[:, 14:241, 14:241][hidden.reshape(maps.shape)] = (123, 117, 104)
+        logits = jt.predict(model, covered)
+        shares[name] = np.asarray(jax.nn.softmax(logits))[rows, predicted].mean()
+    assert shares["hot"] < shares["cold"] / 2
+
+
+def photograph(file: bytes) -> np.ndarray:
+    """The centre of an image, 256 pixels wide and high."""
+    with Image.open(io.BytesIO(file)) as image:
+        left, top = (image.width - 256) // 2, (image.height - 256) // 2
+        return np.asarray(image.convert("RGB").crop((left, top, left + 256, top + 256)))
