@@ -7,7 +7,16 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from jaxtransfer.cli import compare, convert, finetune, inspect, models, predict, pretrain
+from jaxtransfer.cli import (
+    compare,
+    convert,
+    finetune,
+    inspect,
+    interpret,
+    models,
+    predict,
+    pretrain,
+)
 from jaxtransfer.cli.common import HelpFormatter
 from jaxtransfer.errors import JaxTransferError
 
@@ -15,6 +24,7 @@ COMMANDS = {
     "compare": compare,
     "finetune": finetune,
     "predict": predict,
+    "interpret": interpret,
     "pretrain": pretrain,
     "inspect": inspect,
     "convert": convert,

@@ -18,5 +18,6 @@ from jaxtransfer.surgery.stack import stack_blocks as stack_blocks
 from jaxtransfer.surgery.stack import unstack as unstack
 from jaxtransfer.surgery.stack import unstack_blocks as unstack_blocks
 from jaxtransfer.surgery.stem import adapt_stem as adapt_stem
+from jaxtransfer.surgery.temperature import with_temperature as with_temperature
 from jaxtransfer.surgery.truncate import truncate as truncate
 from jaxtransfer.surgery.vocabulary import extend_vocabulary as extend_vocabulary
