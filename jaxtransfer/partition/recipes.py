@@ -267,11 +267,9 @@ def _from_text(text: str, model: Any) -> Any:
     try:
         return recipe(model, *values)
     except TypeError as error:
-        signature = str(inspect.signature(recipe)).partition(" ->")[0]
-        raise PlanError(
-            f"plan: expected {call['name']} with arguments as in {signature}, the model left out, "
-            f"found {text!r}"
-        ) from error
+        _, *others = inspect.signature(recipe).parameters.values()
+        taken = ", ".join(str(one.replace(annotation=one.empty)) for one in others)
+        raise PlanError(f"plan: expected {call['name']}({taken}), found {text!r}") from error
 
 
 def _value(text: str) -> Any:
