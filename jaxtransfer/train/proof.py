@@ -275,7 +275,7 @@ def _shapes(tree: PyTree) -> PyTree:
 
 
 def step_cost(step: TrainStep, state: TrainState, batch: Batch) -> Cost:
-    """What XLA says that a step costs; a step that has run with such arguments is not compiled anew.
+    """What XLA says that a step costs; one that has run with such arguments is not compiled anew.
 
     Args:
         step: the step.
