@@ -107,7 +107,7 @@ class Comparison:
         reused: names of the classes whose head rows were reused.
         environment: versions and machine.
         examples: how many the parts `train`, `validation` and `test` have; the validation part is
-            that of the search.
+            that of the search, where there is one.
     """
 
     arms: Mapping[str, ArmResult]
@@ -237,7 +237,8 @@ def compare_arms(
     )
     draws = {seed: draw(seed) for seed in seeds}
     first, searched = draws[seeds[0]], draw(search_seed, is_search=True)
-    if len(budget.learning_rates) > 1 and not len(searched.validation):
+    is_searched = len(budget.learning_rates) > 1
+    if is_searched and not len(searched.validation):
         raise DataError(
             "compare: expected validation images to choose a learning rate by, found none; give "
             "validation=, lower per_class, or give the budget a single rate"
@@ -275,7 +276,7 @@ def compare_arms(
         environment=environment(),
         examples={
             "train": len(first.train),
-            "validation": len(searched.validation),
+            "validation": len(searched.validation) if is_searched else 0,
             "test": len(first.test),
         },
     )
