@@ -17,7 +17,7 @@ from jaxtransfer.cli.datasets import (
 from jaxtransfer.data import Data, StoredData
 from jaxtransfer.evaluate.arms import DEFAULT_ARMS, NAIVE, SCRATCH
 from jaxtransfer.evaluate.budget import Budget
-from jaxtransfer.evaluate.comparison import Comparison
+from jaxtransfer.evaluate.results import Comparison
 from jaxtransfer.formats.output import make_folder
 from jaxtransfer.models import Preprocess
 from jaxtransfer.partition import RECIPES

@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 
 from jaxtransfer.evaluate.arms import NAIVE
-from jaxtransfer.evaluate.comparison import ArmResult, Comparison
 from jaxtransfer.evaluate.metrics import Interval
+from jaxtransfer.evaluate.results import ArmResult, Comparison
 from jaxtransfer.formats.output import make_folder, write_text
 from jaxtransfer.report.curves import plot_curves
 from jaxtransfer.report.page import Block, Figure, Heading, Table, Text, to_markdown, write_page

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.evaluate.arms import NAIVE
-from jaxtransfer.evaluate.comparison import ArmResult, Comparison
 from jaxtransfer.evaluate.curves import ASYMPTOTE_FROM
 from jaxtransfer.evaluate.metrics import mean_interval
+from jaxtransfer.evaluate.results import ArmResult, Comparison
 from jaxtransfer.formats import atomic_write
 
 # Told apart with all common kinds of colour vision: Okabe & Ito 2008, "Color Universal Design".

@@ -10,7 +10,8 @@ from jaxtransfer.data import as_data, load_digits
 from jaxtransfer.errors import DataError
 from jaxtransfer.evaluate.arms import DEFAULT_ARMS, Initialise
 from jaxtransfer.evaluate.budget import Budget
-from jaxtransfer.evaluate.comparison import Comparison, compare_arms
+from jaxtransfer.evaluate.comparison import compare_arms
+from jaxtransfer.evaluate.results import Comparison
 from jaxtransfer.evaluate.runs import OnProgress
 from jaxtransfer.models import Model
 from jaxtransfer.transfer.loading import EMBEDDED_SOURCE, load

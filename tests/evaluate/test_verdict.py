@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from jaxtransfer.evaluate.comparison import ArmResult
 from jaxtransfer.evaluate.metrics import Interval
+from jaxtransfer.evaluate.results import ArmResult
 from jaxtransfer.evaluate.verdict import verdict
 
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 import jaxtransfer as jt
 from jaxtransfer.errors import OutputError
-from jaxtransfer.evaluate.comparison import ArmResult
 from jaxtransfer.evaluate.cost import RunCost
 from jaxtransfer.evaluate.metrics import mean_interval
+from jaxtransfer.evaluate.results import ArmResult
 from jaxtransfer.report import write_comparison
 from jaxtransfer.report.comparison import (
     cost_rows,
