@@ -34,6 +34,8 @@ from jaxtransfer.evaluate.confusion import Confused as Confused
 from jaxtransfer.evaluate.confusion import class_scores as class_scores
 from jaxtransfer.evaluate.confusion import confusion_matrix as confusion_matrix
 from jaxtransfer.evaluate.confusion import most_confused as most_confused
+from jaxtransfer.evaluate.arms import Arm as Arm
+from jaxtransfer.evaluate.budget import Budget as Budget
 from jaxtransfer.evaluate.divergence import Divergence as Divergence
 from jaxtransfer.evaluate.divergence import first_divergence as first_divergence
 from jaxtransfer.evaluate.interpret import Interpretation as Interpretation
@@ -49,6 +51,7 @@ from jaxtransfer.evaluate.similar import nearest_images as nearest_images
 from jaxtransfer.evaluate.temperature import temperature_scaling as temperature_scaling
 from jaxtransfer.evaluate.top_losses import TopLosses as TopLosses
 from jaxtransfer.evaluate.top_losses import top_losses as top_losses
+from jaxtransfer.evaluate.results import Comparison as Comparison
 from jaxtransfer.formats import WordVectors as WordVectors
 from jaxtransfer.formats import inspect_weights as inspect_weights
 from jaxtransfer.formats import read_weights as read_weights

@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,13 +16,13 @@ from jaxtransfer.formats.output import write_text
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# A cell that is set to the right: a number with its spread, its unit and its bounds, or a dash for
-# none.
+# A cell that is set to the right: a number with its spread, its unit and its bounds, two bounds, or
+# a dash for none.
 _DIGITS = r"[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 _UNIT = r"(?:%|[A-Za-z]{1,6}(?:/[a-z]+)?)"
+_BOUNDS = rf"{_DIGITS}(?:, | to ){_DIGITS}"
 NUMBER = re.compile(
-    rf"{_DIGITS}(?:\s?±\s?{_DIGITS})?(?:\s?{_UNIT})?(?:\s?[\[(]{_DIGITS}(?:, | to ){_DIGITS}[\])])?"
-    "|[-–—]?"
+    rf"{_DIGITS}(?:\s?±\s?{_DIGITS})?(?:\s?{_UNIT})?(?:\s?[\[(]{_BOUNDS}[\])])?|{_BOUNDS}|[-–—]?"
 )
 
 # The colours of the dark scheme are those of the light one turned round; figures keep their white
@@ -51,6 +51,7 @@ td:first-child { font-weight: 500; }
 figure { margin: 1.2rem 0; }
 figure img { display: block; max-width: 100%; height: auto; background: #ffffff;
   border: 1px solid var(--line); border-radius: 4px; }
+@media (max-width: 40rem) { figure img { width: 38rem; max-width: none; } }
 figcaption { margin-top: .4rem; color: var(--soft); font-size: .9rem; }
 @media print { body { max-width: none; padding: 0; } .scroll { overflow: visible; } }
 """
@@ -152,6 +153,26 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
 """
 
 
+def to_markdown(title: str, blocks: Sequence[Block], pictures: Sequence[str] = ()) -> str:
+    """The same blocks as Markdown.
+
+    Args:
+        title: the page's first heading.
+        blocks: what follows it.
+        pictures: for each figure the path of its picture, as seen from the page; figures without
+            one are left out, but for their captions.
+
+    >>> print(to_markdown("Sums", [Text("2 < 3")]))
+    # Sums
+    <BLANKLINE>
+    2 < 3
+    <BLANKLINE>
+    """
+    paths = iter(pictures)
+    parts = [f"# {title}", *(_markdown(block, paths) for block in blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
 def png_bytes(figure: Any) -> bytes:
     """A matplotlib figure as the bytes of a PNG file, as `Figure` takes them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -187,7 +208,8 @@ def _html(block: Block) -> str:
     if isinstance(block, Figure):
         data, caption = base64.b64encode(block.png).decode("ascii"), html.escape(block.caption)
         return (
-            f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+            f'<figure><div class="scroll" tabindex="0"><img alt="{caption}" '
+            f'src="data:image/png;base64,{data}"></div>'
             f"<figcaption>{caption}</figcaption></figure>"
         )
     return _table(block)
@@ -209,6 +231,19 @@ def _table(table: Table) -> str:
         f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody>\n</table></div>"
     )
+
+
+def _markdown(block: Block, pictures: Iterator[str]) -> str:
+    if isinstance(block, Heading):
+        return f"## {block.text}"
+    if isinstance(block, Text):
+        return f"**{block.text}**" if block.is_lead else block.text
+    if isinstance(block, Figure):
+        path = next(pictures, None)
+        return block.caption if path is None else f"![{block.caption}]({path})"
+    rows = [block.header, ["---"] * len(block.header), *block.rows]
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _is_numeric(cells: Sequence[str]) -> bool:
