@@ -22,6 +22,7 @@ from jaxtransfer.data import load_digits as load_digits
 from jaxtransfer.data import multi_hot as multi_hot
 from jaxtransfer.data import prefetch_to_device as prefetch_to_device
 from jaxtransfer.data import slice_split as slice_split
+from jaxtransfer.data import split_classes as split_classes
 from jaxtransfer.data import stratified_split as stratified_split
 from jaxtransfer.data import tfds_data as tfds_data
 from jaxtransfer.errors import JaxTransferError as JaxTransferError
@@ -29,8 +30,14 @@ from jaxtransfer.evaluate.comparison import Budget as Budget
 from jaxtransfer.evaluate.comparison import Comparison as Comparison
 from jaxtransfer.evaluate.divergence import Divergence as Divergence
 from jaxtransfer.evaluate.divergence import first_divergence as first_divergence
+from jaxtransfer.evaluate.forgetting import Forgetting as Forgetting
+from jaxtransfer.evaluate.forgetting import forgetting as forgetting
+from jaxtransfer.evaluate.layerwise import Transferability as Transferability
 from jaxtransfer.evaluate.predict import predict as predict
 from jaxtransfer.evaluate.pretrain import pretrain as pretrain
+from jaxtransfer.evaluate.transferability import (
+    transferability_by_layer as transferability_by_layer,
+)
 from jaxtransfer.formats import WordVectors as WordVectors
 from jaxtransfer.formats import inspect_weights as inspect_weights
 from jaxtransfer.formats import read_weights as read_weights
@@ -67,6 +74,7 @@ from jaxtransfer.partition import norm_only as norm_only
 from jaxtransfer.partition import probe as probe
 from jaxtransfer.partition import surgical as surgical
 from jaxtransfer.report import plot_learning_rates as plot_learning_rates
+from jaxtransfer.report import plot_transferability as plot_transferability
 from jaxtransfer.surgery import Activation as Activation
 from jaxtransfer.surgery import BatchNorm as BatchNorm
 from jaxtransfer.surgery import Dense as Dense
@@ -93,6 +101,7 @@ from jaxtransfer.train import LearningRates as LearningRates
 from jaxtransfer.train import LossScaling as LossScaling
 from jaxtransfer.train import Precision as Precision
 from jaxtransfer.train import Proof as Proof
+from jaxtransfer.train import Settings as Settings
 from jaxtransfer.train import Sharding as Sharding
 from jaxtransfer.train import TrainState as TrainState
 from jaxtransfer.train import TrainStep as TrainStep
