@@ -69,8 +69,8 @@ EFFECTS: Mapping[str, Effect] = MappingProxyType(
     {
         "co_adaptation": Effect("fragile co-adaptation", "BnB", BASE, -1),
         "specificity": Effect("representation specificity", "AnB", "BnB", -1),
-        "recovery": Effect("fine-tuning recovers co-adaptation", "BnB+", "BnB", 1),
-        "generalisation": Effect("transfer and fine-tuning generalise better", "AnB+", BASE, 1),
+        "recovery": Effect("recovery by fine-tuning", "BnB+", "BnB", 1),
+        "generalisation": Effect("better generalisation by transfer", "AnB+", BASE, 1),
     }
 )
 
