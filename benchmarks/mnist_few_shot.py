@@ -10,7 +10,7 @@ probe its regulariser) is the one with the highest accuracy on as many other lab
 drawn to train on. Then the seeds draw training images anew, the same ones for all rows. The test
 images are 2,000 of the 10,000, 200 a class, or with `--all` all of them.
 
-Prints Markdown, writes JSON. Expected: 25 minutes on two cores; with `--quick` two.
+Prints Markdown, writes JSON. Expected: about twenty minutes on two cores; with `--quick` two.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--glyphs", default="checkpoints/glyphs")
     parser.add_argument("--per-class", type=int, nargs="+", default=[1, 5, 10, 25])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--all", action="store_true", help="test on all 10,000 images")
     parser.add_argument(
         "--quick", action="store_true", help="two seeds, 5 labels, 20 steps, one rate, 300 images"
