@@ -36,7 +36,7 @@ def split_classes(*parts: Examples, seed: int) -> tuple[tuple[Examples, ...], tu
     >>> digits = ArrayData(np.zeros((4, 2)), np.array([0, 1, 2, 3]), ("a", "b", "c", "d"))
     >>> (first,), (second,) = split_classes(digits, seed=0)
     >>> first.classes, first.labels.tolist(), second.classes
-    (('c', 'd'), [0, 1], ('a', 'b'))
+    (('a', 'c'), [0, 1], ('b', 'd'))
     """
     count = _count_classes(parts)
     order = np.random.default_rng(seed).permutation(count)

@@ -131,7 +131,7 @@ def paired_interval(
         DataError: there is no trial, or the numbers are out of range.
 
     >>> [round(x, 3) for x in paired_interval(30, 10, 100)]
-    [0.2, 0.077, 0.315]
+    [0.2, 0.078, 0.315]
     """
     from scipy import stats
 

@@ -53,8 +53,7 @@ def test_readings_say_what_was_not_seen():
     assert FOUND.readings() == (
         "Fragile co-adaptation: B2B is 9.7 points below baseB (95 % interval -11.1 to -8.2)",
         "Representation specificity: A3B is 9.7 points below B3B (95 % interval -11.1 to -8.2)",
-        "Recovery by fine-tuning: B2B+ is 10.0 points above B2B "
-        "(95 % interval +7.5 to +12.5)",
+        "Recovery by fine-tuning: B2B+ is 10.0 points above B2B (95 % interval +7.5 to +12.5)",
         "Better generalisation by transfer: not seen: A2B+ is 0.7 points above baseB "
         "(95 % interval -5.1 to +6.4)",
     )

@@ -12,14 +12,10 @@ import pytest
 import jaxtransfer as jt
 from jaxtransfer.errors import DataError, ModelError
 from jaxtransfer.evaluate import transferability
+from jaxtransfer.evaluate.copied_stages import random_network
 from jaxtransfer.evaluate.layerwise import TREATMENTS
 from jaxtransfer.evaluate.metrics import accuracy
-from jaxtransfer.evaluate.transferability import (
-    copy_stages,
-    random_network,
-    transferability_by_layer,
-    treatment_plan,
-)
+from jaxtransfer.evaluate.transferability import transferability_by_layer
 from jaxtransfer.models.stages import StagedNetwork
 from jaxtransfer.tree import flatten
 
@@ -227,38 +223,6 @@ def test_two_tasks_may_have_different_numbers_of_classes(model, monkeypatch):
     assert progress[:2] == ["baseA, seed 0", "baseB, seed 0"]
     assert found.classes == ({"A": tuple("abcd"), "B": ("a", "b")},)
     assert found.depths == (2,)
-
-
-def test_networks_of_the_catalog_know_their_random_weights():
-    model = jt.init("cifar_resnet8", in_channels=1, width=4, input_size=(8, 8), num_classes=3)
-    data = jt.ArrayData(np.zeros((2, 8, 8, 1), np.float32), np.array([0, 4], np.int32))
-    fresh, again, other = (random_network(model, data, seed) for seed in (0, 0, 1))
-    assert fresh.num_classes == 5
-    assert jt.diff(fresh.params, again.params).is_empty
-    kernels = set(jt.select(fresh.params, "**/kernel"))
-    assert kernels <= set(jt.diff(fresh.params, other.params).changed)
-    cut = jt.replace_head(jt.truncate(model, "layer2"), 3)
-    with pytest.raises(ModelError, match="differ, among them layer3.*give initialise="):
-        random_network(cut, data, 0)
-
-
-def test_copied_stages_are_the_same_arrays(model):
-    params, stats = initialise(jax.random.key(5))
-    onto = replace(model, params=params, stats=stats)
-    copied = copy_stages(model, onto, 1)
-    assert copied.params["stem"] is model.params["stem"]
-    assert copied.stats["stem"] is model.stats["stem"]
-    assert copied.params["body"] is params["body"] and copied.stats["body"] is stats["body"]
-    assert onto.params is params
-    wider = {**model.params, "stem": {"dense": {"kernel": jnp.ones((4, 7))}}}
-    with pytest.raises(ModelError, match="differ, among them stem/bn"):
-        copy_stages(replace(model, params=wider), onto, 1)
-
-
-def test_plans_freeze_what_was_copied(model):
-    assert treatment_plan(model, 1, fine_tuned=False) == jt.freeze_until(model, "body")
-    assert treatment_plan(model, 2, fine_tuned=False) == jt.freeze_until(model, "head")
-    assert treatment_plan(model, 2, fine_tuned=True) == jt.full(model)
 
 
 @pytest.mark.parametrize(
