@@ -22,9 +22,12 @@ from jaxtransfer.data import load_digits as load_digits
 from jaxtransfer.data import multi_hot as multi_hot
 from jaxtransfer.data import prefetch_to_device as prefetch_to_device
 from jaxtransfer.data import slice_split as slice_split
+from jaxtransfer.data import split_classes as split_classes
 from jaxtransfer.data import stratified_split as stratified_split
 from jaxtransfer.data import tfds_data as tfds_data
 from jaxtransfer.errors import JaxTransferError as JaxTransferError
+from jaxtransfer.evaluate.arms import Arm as Arm
+from jaxtransfer.evaluate.budget import Budget as Budget
 from jaxtransfer.evaluate.calibration import Calibration as Calibration
 from jaxtransfer.evaluate.calibration import calibration as calibration
 from jaxtransfer.evaluate.comparison import Budget as Budget
@@ -34,16 +37,18 @@ from jaxtransfer.evaluate.confusion import Confused as Confused
 from jaxtransfer.evaluate.confusion import class_scores as class_scores
 from jaxtransfer.evaluate.confusion import confusion_matrix as confusion_matrix
 from jaxtransfer.evaluate.confusion import most_confused as most_confused
-from jaxtransfer.evaluate.arms import Arm as Arm
-from jaxtransfer.evaluate.budget import Budget as Budget
 from jaxtransfer.evaluate.divergence import Divergence as Divergence
 from jaxtransfer.evaluate.divergence import first_divergence as first_divergence
+from jaxtransfer.evaluate.forgetting import Forgetting as Forgetting
+from jaxtransfer.evaluate.forgetting import forgetting as forgetting
 from jaxtransfer.evaluate.interpret import Interpretation as Interpretation
 from jaxtransfer.evaluate.interpret import interpret as interpret
 from jaxtransfer.evaluate.interpret import interpret_logits as interpret_logits
 from jaxtransfer.evaluate.interpret import with_classes as with_classes
+from jaxtransfer.evaluate.layerwise import Transferability as Transferability
 from jaxtransfer.evaluate.predict import predict as predict
 from jaxtransfer.evaluate.pretrain import pretrain as pretrain
+from jaxtransfer.evaluate.results import Comparison as Comparison
 from jaxtransfer.evaluate.saliency import grad_cam as grad_cam
 from jaxtransfer.evaluate.saliency import seen_images as seen_images
 from jaxtransfer.evaluate.similar import NearestImages as NearestImages
@@ -51,7 +56,9 @@ from jaxtransfer.evaluate.similar import nearest_images as nearest_images
 from jaxtransfer.evaluate.temperature import temperature_scaling as temperature_scaling
 from jaxtransfer.evaluate.top_losses import TopLosses as TopLosses
 from jaxtransfer.evaluate.top_losses import top_losses as top_losses
-from jaxtransfer.evaluate.results import Comparison as Comparison
+from jaxtransfer.evaluate.transferability import (
+    transferability_by_layer as transferability_by_layer,
+)
 from jaxtransfer.formats import WordVectors as WordVectors
 from jaxtransfer.formats import inspect_weights as inspect_weights
 from jaxtransfer.formats import read_weights as read_weights
@@ -94,6 +101,7 @@ from jaxtransfer.report import plot_most_confused as plot_most_confused
 from jaxtransfer.report import plot_nearest_images as plot_nearest_images
 from jaxtransfer.report import plot_reliability as plot_reliability
 from jaxtransfer.report import plot_top_losses as plot_top_losses
+from jaxtransfer.report import plot_transferability as plot_transferability
 from jaxtransfer.report import write_interpretation as write_interpretation
 from jaxtransfer.surgery import Activation as Activation
 from jaxtransfer.surgery import BatchNorm as BatchNorm
@@ -122,6 +130,7 @@ from jaxtransfer.train import LearningRates as LearningRates
 from jaxtransfer.train import LossScaling as LossScaling
 from jaxtransfer.train import Precision as Precision
 from jaxtransfer.train import Proof as Proof
+from jaxtransfer.train import Settings as Settings
 from jaxtransfer.train import Sharding as Sharding
 from jaxtransfer.train import TrainState as TrainState
 from jaxtransfer.train import TrainStep as TrainStep

@@ -11,6 +11,7 @@ from jaxtransfer.data.digits import few_shot_split as few_shot_split
 from jaxtransfer.data.digits import load_digits as load_digits
 from jaxtransfer.data.folder import image_folder as image_folder
 from jaxtransfer.data.grain_source import grain_data as grain_data
+from jaxtransfer.data.halves import split_classes as split_classes
 from jaxtransfer.data.huggingface import huggingface_data as huggingface_data
 from jaxtransfer.data.loader import Loader as Loader
 from jaxtransfer.data.loader import Workers as Workers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,14 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+    def to_dict(self) -> dict[str, float | None]:
+        """As JSON can hold it; bounds that a single value cannot give are `None`.
+
+        >>> Interval(0.5, float("nan"), float("nan")).to_dict()
+        {'mean': 0.5, 'low': None, 'high': None}
+        """
+        return {name: None if math.isnan(v) else v for name, v in self._asdict().items()}
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +64,7 @@ class ArmResult:
         return {
             "kind": self.kind,
             "plan": self.plan,
-            **{key: _plain(getattr(self, key)) for key in QUANTITIES},
+            **{key: getattr(self, key).to_dict() for key in QUANTITIES},
             "versus_scratch": plain_intervals(self.versus_scratch),
             "versus_naive": plain_intervals(self.versus_naive),
             "bootstrap": plain_intervals(self.bootstrap),
@@ -181,10 +180,6 @@ def paired_differences(
     }
 
 
-def _plain(interval: Interval) -> dict[str, float | None]:
-    return {key: None if math.isnan(v) else v for key, v in interval._asdict().items()}
-
-
 def plain_intervals(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
     """Intervals as JSON can hold them; bounds that are not known are `None`."""
-    return {key: _plain(value) for key, value in intervals.items()}
+    return {key: value.to_dict() for key, value in intervals.items()}
