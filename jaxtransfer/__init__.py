@@ -30,8 +30,6 @@ from jaxtransfer.evaluate.arms import Arm as Arm
 from jaxtransfer.evaluate.budget import Budget as Budget
 from jaxtransfer.evaluate.calibration import Calibration as Calibration
 from jaxtransfer.evaluate.calibration import calibration as calibration
-from jaxtransfer.evaluate.comparison import Budget as Budget
-from jaxtransfer.evaluate.comparison import Comparison as Comparison
 from jaxtransfer.evaluate.confusion import ClassScores as ClassScores
 from jaxtransfer.evaluate.confusion import Confused as Confused
 from jaxtransfer.evaluate.confusion import class_scores as class_scores

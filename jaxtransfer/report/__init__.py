@@ -5,7 +5,6 @@ from jaxtransfer.report.comparison import write_comparison as write_comparison
 from jaxtransfer.report.confusion import plot_confusion as plot_confusion
 from jaxtransfer.report.confusion import plot_most_confused as plot_most_confused
 from jaxtransfer.report.find_lr import plot_learning_rates as plot_learning_rates
-<<<<<<< HEAD
 from jaxtransfer.report.images import plot_grad_cam as plot_grad_cam
 from jaxtransfer.report.images import plot_nearest_images as plot_nearest_images
 from jaxtransfer.report.images import plot_top_losses as plot_top_losses
@@ -16,6 +15,4 @@ from jaxtransfer.report.page import Table as Table
 from jaxtransfer.report.page import Text as Text
 from jaxtransfer.report.page import png_bytes as png_bytes
 from jaxtransfer.report.page import write_page as write_page
-=======
 from jaxtransfer.report.transferability import plot_transferability as plot_transferability
->>>>>>> 8d4dd4e74e4fbe808fa84378450b3688dc9b4851
