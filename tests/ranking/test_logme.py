@@ -80,7 +80,8 @@ def by_fixed_point(features, labels):
 
 
 def test_it_agrees_with_the_published_algorithm():
-    features, labels = data(40, 8)
+    features, labels = data()
+    features[:, :3] += np.eye(3)[labels]  # Where a class leaves no trace, alpha grows for ever.
     assert logme(features, labels) == pytest.approx(by_fixed_point(features, labels), rel=1e-8)
 
 
