@@ -47,3 +47,22 @@ def spectrum(features: jax.Array, targets: jax.Array) -> Spectrum:
         energies = energies / jnp.where(kept, variances, 1)[:, None]
     energies = jnp.where(kept[:, None], energies, 0)
     return Spectrum(variances, energies, jnp.sum(kept).astype(features.dtype))
+
+
+def principal_components(features: jax.Array, energy: float) -> jax.Array:
+    """Centred features along their principal directions, the largest variance last.
+
+    Directions beyond the fewest that hold the share `energy` of the variance become 0, so that
+    shapes do not depend on values: the result has min(count, features) columns.
+    """
+    count, size = features.shape
+    features = features - jnp.mean(features, axis=0)
+    if count > size:
+        variances, vectors = jnp.linalg.eigh(features.T @ features)
+        scores = features @ vectors
+    else:
+        variances, vectors = jnp.linalg.eigh(features @ features.T)
+        scores = vectors * jnp.sqrt(jnp.maximum(variances, 0))
+    # What the directions up to each one hold together, that one included.
+    below = jnp.cumsum(jnp.maximum(variances, 0))
+    return jnp.where(below > (1 - energy) * below[-1], scores, 0)
