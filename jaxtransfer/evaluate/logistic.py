@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,33 +18,34 @@ SEARCHES = 12
 
 
 class Fit(NamedTuple):
-    """Coefficients of shape (columns, classes), their objective, and how many steps it took."""
+    """Coefficients of shape (columns, classes), and how many steps they took."""
 
     coefficients: jax.Array
-    objective: jax.Array
     steps: jax.Array
 
 
 class _State(NamedTuple):
     point: jax.Array
     logits: jax.Array
-    gradient: jax.Array
-    value: jax.Array
+    last_point: jax.Array
+    last_gradient: jax.Array
+    last_value: jax.Array
     moves: jax.Array  # the last steps, and how the gradient changed by them, the newest last
     changes: jax.Array
     step: jax.Array
-    promised: jax.Array
+    goes_on: jax.Array
 
 
 @jax.jit
 def fit_logistic(
     features: jax.Array,
     labels: jax.Array,
+    weights: jax.Array,
     penalties: jax.Array,
     scales: jax.Array,
     start: jax.Array,
 ) -> Fit:
-    """The minimum of mean cross-entropy + ½ Σ penalties V².
+    """The minimum of the weighted mean of the cross-entropy + ½ Σ penalties V².
 
     Algorithm 7.4 (two-loop recursion) of Nocedal & Wright 2006, "Numerical Optimization". Logits
     are linear in the coefficients, so along a direction they are known from one product; the line
@@ -53,6 +54,7 @@ def fit_logistic(
     Args:
         features: shape (count, columns), floats.
         labels: shape (count,), integers below the number of classes.
+        weights: of each example, shape (count,), with a sum of 1.
         penalties: of each column, shape (columns,).
         scales: about the inverse root of each column's curvature, shape (columns,): the iteration
             runs on V / scales. They change how fast the minimum is found, not what it is.
@@ -60,83 +62,80 @@ def fit_logistic(
     """
     features = features * scales
     penalties = (penalties * jnp.square(scales))[:, jnp.newaxis]
-    targets = jax.nn.one_hot(labels, start.shape[1], dtype=features.dtype)
-
-    def value_and_gradient(point: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        log_probabilities = jax.nn.log_softmax(logits)
-        loss = -jnp.sum(targets * log_probabilities) / len(labels)
-        residuals = (jnp.exp(log_probabilities) - targets) / len(labels)
-        penalty = jnp.sum(penalties * jnp.square(point)) / 2
-        return loss + penalty, features.T @ residuals + penalties * point
-
-    def goes_on(state: _State) -> jax.Array:
-        worthwhile = state.promised > TOLERANCE * jnp.abs(state.value)
-        return worthwhile & (state.step < MAX_STEPS)
+    weights = weights[:, jnp.newaxis]
+    targets = weights * jax.nn.one_hot(labels, start.shape[1], dtype=features.dtype)
 
     def advance(state: _State) -> _State:
-        direction = _direction(state)
-        slope = jnp.vdot(direction, state.gradient)
+        value, residuals = _loss(state.logits, targets, weights)
+        value += jnp.sum(penalties * jnp.square(state.point)) / 2
+        gradient = features.T @ residuals + penalties * state.point
+        # Before the first step there is nothing to remember: these changes are no curvature.
+        moves = _appended(state.moves, state.point - state.last_point)
+        changes = _appended(state.changes, gradient - state.last_gradient)
+        direction = _direction(gradient, moves, changes)
+        slope = jnp.vdot(direction, gradient)
         change = features @ direction
-        length = _line_search(state, direction, change, slope, targets, penalties)
-        point, logits = state.point + length * direction, state.logits + length * change
-        value, gradient = value_and_gradient(point, logits)
-        better = value < state.value
-        moved = _State(
-            point,
-            logits,
+        length = _line_search(state, direction, change, slope, targets, weights, penalties)
+        # Where rounding hides any progress, the last point is as good as it gets.
+        better = value < state.last_value
+        return _State(
+            jnp.where(better, state.point + length * direction, state.last_point),
+            state.logits + length * change,
+            state.point,
             gradient,
             value,
-            _appended(state.moves, point - state.point),
-            _appended(state.changes, gradient - state.gradient),
+            moves,
+            changes,
             state.step + 1,
-            -slope / 2,
+            better & (-slope / 2 > TOLERANCE * value) & (state.step < MAX_STEPS),
         )
-        # Where rounding hides any progress, the last point is as good as it gets.
-        stopped = state._replace(promised=jnp.zeros_like(slope), step=state.step + 1)
-        return jax.tree.map(lambda new, old: jnp.where(better, new, old), moved, stopped)
 
     point = start / scales[:, jnp.newaxis]
-    logits = features @ point
-    value, gradient = value_and_gradient(point, logits)
     memory = jnp.zeros((MEMORY, *point.shape), point.dtype)
-    zero = jnp.zeros((), jnp.int32)
+    worst = jnp.asarray(jnp.inf, point.dtype)
+    none = jnp.zeros((), jnp.int32)
     begun = _State(
-        point, logits, gradient, value, memory, memory, zero, jnp.sum(jnp.square(gradient)) / 2
+        point, features @ point, point, 0 * point, worst, memory, memory, none, none == 0
     )
-    last = jax.lax.while_loop(goes_on, advance, begun)
-    return Fit(last.point * scales[:, jnp.newaxis], last.value, last.step)
+    last = jax.lax.while_loop(lambda state: state.goes_on, advance, begun)
+    return Fit(last.point * scales[:, jnp.newaxis], last.step)
+
+
+def _loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The cross-entropy and its gradient with respect to the logits."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    exponentials = jnp.exp(shifted)
+    sums = exponentials.sum(axis=1, keepdims=True)
+    loss = jnp.sum(weights * jnp.log(sums)) - jnp.sum(targets * shifted)
+    return loss, exponentials * (weights / sums) - targets
 
 
 def _appended(memory: jax.Array, newest: jax.Array) -> jax.Array:
     return jnp.concatenate([memory[1:], newest[jnp.newaxis]])
 
 
-def _direction(state: _State) -> jax.Array:
+def _direction(gradient: jax.Array, moves: jax.Array, changes: jax.Array) -> jax.Array:
     """Minus the gradient times the inverse curvature that the last steps tell of."""
-    moves = state.moves.reshape(MEMORY, -1)
-    changes = state.changes.reshape(MEMORY, -1)
-    # One product of all with all, instead of passes over the memory one after the other.
+    shape, vector = gradient.shape, gradient.reshape(-1)
+    moves, changes = moves.reshape(MEMORY, -1), changes.reshape(MEMORY, -1)
     curvatures = jnp.sum(moves * changes, axis=1)
     known = curvatures > 0
     inverse = jnp.where(known, 1 / jnp.where(known, curvatures, 1), 0)
-    vector = state.gradient.reshape(-1)
 
-    def backward(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        at = MEMORY - 1 - i
-        vector, shares = carry
-        share = inverse[at] * jnp.vdot(moves[at], vector)
-        return vector - share * changes[at], shares.at[at].set(share)
+    def backward(vector: jax.Array, pair: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        move, change, inverse = pair
+        share = inverse * jnp.vdot(move, vector)
+        return vector - share * change, share
 
-    def forward(at: Any, vector: jax.Array) -> jax.Array:
-        share = inverse[at] * jnp.vdot(changes[at], vector)
-        return vector + (shares[at] - share) * moves[at]
+    def forward(vector: jax.Array, pair: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        move, change, inverse, share = pair
+        return vector + (share - inverse * jnp.vdot(change, vector)) * move, None
 
-    shares = jnp.zeros(MEMORY, vector.dtype)
-    vector, shares = jax.lax.fori_loop(0, MEMORY, backward, (vector, shares))
-    squares = jnp.vdot(changes[-1], changes[-1])
-    vector = vector * jnp.where(known[-1], curvatures[-1] / jnp.where(known[-1], squares, 1), 1)
-    vector = jax.lax.fori_loop(0, MEMORY, forward, vector)
-    return -vector.reshape(state.gradient.shape)
+    vector, shares = jax.lax.scan(backward, vector, (moves, changes, inverse), reverse=True)
+    squares = jnp.sum(jnp.square(changes[-1]))
+    vector *= jnp.where(known[-1], curvatures[-1] / jnp.where(known[-1], squares, 1), 1)
+    vector, _ = jax.lax.scan(forward, vector, (moves, changes, inverse, shares))
+    return -vector.reshape(shape)
 
 
 def _line_search(
@@ -145,32 +144,30 @@ def _line_search(
     change: jax.Array,
     slope: jax.Array,
     targets: jax.Array,
+    weights: jax.Array,
     penalties: jax.Array,
 ) -> jax.Array:
-    """A step length with the strong Wolfe conditions, by Newton's method kept within brackets."""
-    linear = jnp.sum(penalties * state.point * direction) - jnp.sum(targets * change) / len(change)
+    """Where a convex function is about lowest, by Newton's method kept within brackets."""
+    linear = jnp.sum(penalties * state.point * direction) - jnp.sum(targets * change)
     square = jnp.sum(penalties * jnp.square(direction))
 
-    def derivatives(length: jax.Array) -> tuple[jax.Array, jax.Array]:
-        probabilities = jax.nn.softmax(state.logits + length * change)
-        mean = jnp.sum(probabilities * change, axis=1, keepdims=True)
-        spread = jnp.sum(probabilities * jnp.square(change - mean)) / len(change)
-        return jnp.mean(mean) + linear + length * square, spread + square
-
-    def goes_on(search: tuple[jax.Array, ...]) -> jax.Array:
-        tries, _, _, _, first, _ = search
-        # Along a convex function a flat place is the lowest one.
-        return (tries < SEARCHES) & ((first < CURVATURE * slope) | (first > OVERSHOOT * -slope))
-
     def advance(search: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        tries, length, low, high, first, second = search
+        tries, _, length, low, high, _ = search
+        logits = state.logits + length * change
+        shares = jnp.exp(logits - logits.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        means = jnp.sum(shares * change, axis=1, keepdims=True)
+        first = jnp.sum(weights * means) + linear + length * square
+        second = jnp.sum(weights * shares * jnp.square(change - means)) + square
+        # Along a convex function a flat place is the lowest one.
+        is_flat = (first >= CURVATURE * slope) & (first <= OVERSHOOT * -slope)
         low, high = jnp.where(first < 0, length, low), jnp.where(first < 0, high, length)
+        farthest = jnp.minimum(high, 4 * length)
         newton = length - first / second
-        middle = jnp.where(jnp.isinf(high), 4 * length, (low + high) / 2)
-        inside = (newton > low) & (newton < jnp.where(jnp.isinf(high), 4 * length, high))
-        length = jnp.where(inside, newton, middle)
-        return tries + 1, length, low, high, *derivatives(length)
+        inside = (newton > low) & (newton < farthest)
+        following = jnp.where(inside, newton, (low + farthest) / 2)
+        return tries + 1, length, following, low, high, ~is_flat & (tries < SEARCHES)
 
     one = jnp.ones_like(slope)
-    begun = (jnp.zeros((), jnp.int32), one, 0 * one, jnp.inf * one, *derivatives(one))
-    return jax.lax.while_loop(goes_on, advance, begun)[1]
+    begun = (jnp.zeros((), jnp.int32), one, one, 0 * one, jnp.inf * one, jnp.bool_(True))
+    return jax.lax.while_loop(lambda search: search[-1], advance, begun)[1]

@@ -15,9 +15,11 @@ the features x and classes y of n examples:
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -27,7 +29,7 @@ from jaxtransfer.errors import DataError
 from jaxtransfer.evaluate.features import Labelled, check_features, check_labelled
 from jaxtransfer.evaluate.logistic import fit_logistic
 from jaxtransfer.evaluate.metrics import accuracy
-from jaxtransfer.evaluate.principal import PrincipalAxes, principal_axes
+from jaxtransfer.evaluate.principal import principal_axes
 
 RELATIVE_L2 = {
     "logistic": tuple(10.0**power for power in range(1, -6, -1)),
@@ -43,6 +45,9 @@ ABSENT = -30.0
 has at least 0, and in float32 exp(-30) does not change a sum that is at least 1."""
 
 METHODS = ("logistic", "ridge")
+
+_Linear: TypeAlias = tuple[np.ndarray, np.ndarray]
+_Solve: TypeAlias = Callable[[np.ndarray, Sequence[float]], list[_Linear]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,114 +132,123 @@ def linear_probe(
             f"linear_probe: expected a method among {METHODS} and labels of at least two classes, "
             f"found {method!r} and {len(np.unique(train.labels))}"
         )
-    candidates = _candidates(l2, method, train)
+    solve: _Solve = (
+        _Logistic(train).fits if method == "logistic" else functools.partial(_ridge, train)
+    )
+    scale = float(train.features.var(axis=0, dtype=np.float64).mean()) or 1.0
+    candidates = _candidates(l2, method, scale)
+    everything = np.ones(len(train.labels), bool)
     path: tuple[tuple[float, float], ...] = ()
-    if len(candidates) == 1:
-        (best,) = candidates
-    else:
+    best = min(candidates, key=lambda one: abs(math.log(one / scale / MIDDLE_L2[method])))
+    if len(candidates) > 1:
         kept, held_out = _held_out(train, validation, seed)
-        if held_out is None:
-            scale = float(train.features.var(axis=0, dtype=np.float64).mean()) or 1.0
-            best = min(candidates, key=lambda one: abs(np.log(one / scale / MIDDLE_L2[method])))
-        else:
-            fits = _fits(kept, method, candidates)
+        if held_out is not None:
+            fits = solve(kept, candidates)
             scores = [accuracy(held_out.features @ w + b, held_out.labels) for w, b in fits]
             path = tuple(zip(candidates, scores, strict=True))
             ties = [one for one, score in path if score == max(scores)]
             best = ties[(len(ties) - 1) // 2]
-    ((kernel, bias),) = _fits(train, method, [best])
+    ((kernel, bias),) = solve(everything, [best])
     return LinearProbe(kernel, bias, method, best, path)
 
 
-def _candidates(l2: Any, method: str, train: Labelled) -> list[float]:
+def _candidates(l2: Any, method: str, scale: float) -> list[float]:
     """The regularisers to try, the strongest first."""
     if l2 is None:
-        scale = float(train.features.var(axis=0, dtype=np.float64).mean()) or 1.0
         return [share * scale for share in RELATIVE_L2[method]]
-    values = np.atleast_1d(np.asarray(l2, np.float64))
-    if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values > 0)).all():
+    values = np.asarray(l2, np.float64).reshape(-1)
+    if not len(values) or not (np.isfinite(values) & (values > 0)).all():
         raise DataError(f"linear_probe: expected l2 above 0, one or several, found {l2!r}")
     return sorted(set(values.tolist()), reverse=True)
 
 
 def _held_out(
     train: Labelled, validation: tuple[Any, Any] | None, seed: int
-) -> tuple[Labelled, Labelled | None]:
-    """What is fitted and what regularisers are chosen on, `None` where there is nothing for it."""
+) -> tuple[np.ndarray, Labelled | None]:
+    """Which examples are fitted, and what regularisers are chosen on, if there is something."""
+    kept = np.ones(len(train.labels), bool)
     if validation is not None:
         known = train.num_classes, train.features.shape[1]
-        return train, check_labelled("linear_probe, validation", *validation, *known)
+        return kept, check_labelled("linear_probe, validation", *validation, *known)
     # An only example is needed to learn its class from.
-    has_several = np.bincount(train.labels)[train.labels] > 1
-    several, single = np.flatnonzero(has_several), np.flatnonzero(~has_several)
-    kept, held_out = stratified_split(train.labels[several], (0.8, 0.2), seed)
-    rest = np.concatenate([several[kept], single])
-    if not len(held_out) or len(np.unique(train.labels[rest])) < 2:
-        return train, None
-    return train.take(rest), train.take(several[held_out])
+    several = np.flatnonzero(np.bincount(train.labels)[train.labels] > 1)
+    held_out = several[stratified_split(train.labels[several], (0.8, 0.2), seed)[1]]
+    kept[held_out] = False
+    return kept, train.take(held_out) if len(held_out) else None
 
 
 # ---------------------------------------------------------------------------------------------
-# A path of regularisers
+# Paths of regularisers
 
 
-def _fits(
-    train: Labelled, method: str, path: Sequence[float]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Kernel and bias for each regulariser; classes without examples are put in afterwards."""
-    present, labels = np.unique(train.labels, return_inverse=True)
-    solve: Callable[..., Any] = _logistic if method == "logistic" else _ridge
-    axes = principal_axes(train.features)
-    fits = []
-    for coefficients, at_mean in solve(axes, labels, len(present), path):
-        kernel = np.zeros((len(axes.mean), train.num_classes))
-        bias = np.full(train.num_classes, ABSENT if method == "logistic" else 0.0)
-        kernel[:, present] = axes.axes @ coefficients
-        bias[present] = at_mean - axes.mean @ kernel[:, present]
-        fits.append((kernel, bias))
-    return fits
-
-
-def _ridge(
-    axes: PrincipalAxes, labels: np.ndarray, classes: int, path: Sequence[float]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Coefficients along the axes, and logits of the mean features."""
-    targets = np.eye(classes)[labels]
+def _ridge(train: Labelled, kept: np.ndarray, path: Sequence[float]) -> list[_Linear]:
+    """Kernel and bias for each regulariser, from one decomposition."""
+    axes = principal_axes(train.features[kept])
+    targets = np.eye(train.num_classes)[train.labels[kept]]
     shares = targets.mean(axis=0)
-    products = axes.products(targets - shares) / len(labels)
-    return [(products / (axes.variances + l2)[:, np.newaxis], shares) for l2 in path]
+    products = axes.products(targets - shares) / len(targets)
+    kernels = [axes.axes @ (products / (axes.variances + l2)[:, np.newaxis]) for l2 in path]
+    return [(kernel, shares - axes.mean @ kernel) for kernel in kernels]
 
 
-def _logistic(
-    axes: PrincipalAxes, labels: np.ndarray, classes: int, path: Sequence[float]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The same; each fit begins where the one before it ended.
+class _Logistic:
+    """Fits to parts of the same examples, each beginning where the one before it ended.
 
-    The curvature of the cross-entropy is at most, and where all classes are as likely it is,
-    (I - 11ᵀ / classes) / classes times the features' second moments (Böhning 1992, "Multinomial
-    Logistic Regression Algorithm"): along the axes it is diagonal.
+    The features are turned once, by axes of all examples. Those that are left out have a weight of
+    0, so that one program does for all.
     """
-    dtype = np.dtype(jax.dtypes.canonicalize_dtype(np.float64))
-    turned = axes.turned(dtype)
-    columns = np.concatenate([turned, np.ones((len(turned), 1), dtype)], axis=1)
-    counts = np.bincount(labels, minlength=classes)
-    start = np.zeros((columns.shape[1], classes), dtype)
-    start[-1] = np.log(counts / counts.sum())
-    fits = []
-    for l2 in path:
+
+    def __init__(self, train: Labelled) -> None:
+        self.axes = principal_axes(train.features)
+        self.present, labels = np.unique(train.labels, return_inverse=True)
+        self.num_classes, self.labels = train.num_classes, labels.astype(np.int32)
+        self.dtype = np.dtype(jax.dtypes.canonicalize_dtype(np.float64))
+        turned = self.axes.turned(self.dtype)
+        ones = np.ones((len(turned), 1), self.dtype)
+        self.columns = np.concatenate([turned, ones], axis=1)
+        self.ended: dict[float, np.ndarray] = {}
+
+    def fits(self, kept: np.ndarray, path: Sequence[float]) -> list[_Linear]:
+        """Kernel and bias for each regulariser, the strongest first."""
+        weights = (kept / kept.sum()).astype(self.dtype)
+        counts = np.bincount(self.labels, weights=weights, minlength=len(self.present))
+        start = np.zeros((self.columns.shape[1], len(self.present)), self.dtype)
+        start[-1] = np.log(counts)
+        fits = []
+        for l2 in path:
+            start = self._coefficients(weights, l2, self.ended.get(l2, start))
+            self.ended[l2] = start
+            fits.append(self._linear(start.astype(np.float64)))
+        return fits
+
+    def _coefficients(self, weights: np.ndarray, l2: float, start: np.ndarray) -> np.ndarray:
+        """Along the axes.
+
+        The curvature of the cross-entropy is about (I - 11ᵀ / C) / C times the second moments of
+        the features where all C classes are as likely (Böhning 1992, "Multinomial Logistic
+        Regression Algorithm", equation 2.3): along the axes it is diagonal.
+        """
+        classes = len(self.present)
         # Two opposite columns have half the squares of their difference.
-        penalties = np.append(np.full(turned.shape[1], 2 * l2 if classes == 2 else l2), 0)
-        scales = 1 / np.sqrt(np.append(axes.variances, 1) / classes + penalties)
+        penalty = 2 * l2 if classes == 2 else l2
+        penalties = np.append(np.full(len(self.axes.variances), penalty), 0)
+        scales = 1 / np.sqrt(np.append(self.axes.variances, 1) / classes + penalties)
         with jax.default_matmul_precision("highest"):
             fit = fit_logistic(
-                columns,
-                labels.astype(np.int32),
-                penalties.astype(dtype),
-                scales.astype(dtype),
+                self.columns,
+                self.labels,
+                weights,
+                penalties.astype(self.dtype),
+                scales.astype(self.dtype),
                 start,
             )
-        start = np.asarray(fit.coefficients)
+        return np.asarray(fit.coefficients)
+
+    def _linear(self, coefficients: np.ndarray) -> _Linear:
         # The loss does not see what all classes share, and the penalty wants none of it.
-        centred = start.astype(np.float64) - start.mean(axis=1, keepdims=True)
-        fits.append((centred[:-1], centred[-1]))
-    return fits
+        coefficients -= coefficients.mean(axis=1, keepdims=True)
+        kernel = np.zeros((len(self.axes.mean), self.num_classes))
+        bias = np.full(self.num_classes, ABSENT)
+        kernel[:, self.present] = self.axes.axes @ coefficients[:-1]
+        bias[self.present] = coefficients[-1] - self.axes.mean @ kernel[:, self.present]
+        return kernel, bias
