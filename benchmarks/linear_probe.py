@@ -3,8 +3,8 @@
     python3 -m benchmarks.linear_probe [--pairs 3] [--examples 10000 --channels 512 --classes 100]
 
 Expected: at 10,000 x 512 x 100 on two cores at least three times as fast as scikit-learn with its
-default tolerance and C = 1, at an objective that is no higher, losses within 0.001 and accuracies
-on other examples within 0.2 points.
+default tolerance and C = 1, at an objective that is no higher. With `--tolerance 1e-6` both reach
+the same minimum: losses within 0.001, and accuracies on other examples within 0.2 points.
 
 Features are made like those that enter a head: class means plus correlated noise, through a ReLU,
 with channels of unequal scale, in float32; both get the same arrays. Runs take turns in one
@@ -58,6 +58,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=10_000)
     parser.add_argument("--channels", type=int, default=512)
     parser.add_argument("--classes", type=int, default=100, help="from 3")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="scikit-learn's; with 1e-6 it converges"
+    )
     options = parser.parse_args()
     count = options.examples
     features, labels = make_features(count + TEST, options.channels, options.classes)
@@ -75,7 +78,7 @@ def main() -> None:
         begun = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # where its iteration ends, its objective tells
-            theirs = LogisticRegression(C=1.0, max_iter=1000).fit(*train)
+            theirs = LogisticRegression(C=1.0, tol=options.tolerance, max_iter=10_000).fit(*train)
         seconds["scikit-learn"].append(time.perf_counter() - begun)
         found = {
             "jaxtransfer": scores(ours.kernel, ours.bias, l2, train, test),

@@ -29,6 +29,8 @@ from jaxtransfer.evaluate.comparison import Budget as Budget
 from jaxtransfer.evaluate.comparison import Comparison as Comparison
 from jaxtransfer.evaluate.divergence import Divergence as Divergence
 from jaxtransfer.evaluate.divergence import first_divergence as first_divergence
+from jaxtransfer.evaluate.few_shot import FewShotCurve as FewShotCurve
+from jaxtransfer.evaluate.few_shot import few_shot_curve as few_shot_curve
 from jaxtransfer.evaluate.neighbours import NearestMean as NearestMean
 from jaxtransfer.evaluate.neighbours import NearestNeighbours as NearestNeighbours
 from jaxtransfer.evaluate.neighbours import nearest_mean as nearest_mean
@@ -37,6 +39,9 @@ from jaxtransfer.evaluate.predict import predict as predict
 from jaxtransfer.evaluate.pretrain import pretrain as pretrain
 from jaxtransfer.evaluate.probe import LinearProbe as LinearProbe
 from jaxtransfer.evaluate.probe import linear_probe as linear_probe
+from jaxtransfer.evaluate.stages import StageProbes as StageProbes
+from jaxtransfer.evaluate.stages import probe_stages as probe_stages
+from jaxtransfer.evaluate.stages import stage_features as stage_features
 from jaxtransfer.formats import WordVectors as WordVectors
 from jaxtransfer.formats import inspect_weights as inspect_weights
 from jaxtransfer.formats import read_weights as read_weights
@@ -72,7 +77,9 @@ from jaxtransfer.partition import lp_ft as lp_ft
 from jaxtransfer.partition import norm_only as norm_only
 from jaxtransfer.partition import probe as probe
 from jaxtransfer.partition import surgical as surgical
+from jaxtransfer.report import plot_few_shot as plot_few_shot
 from jaxtransfer.report import plot_learning_rates as plot_learning_rates
+from jaxtransfer.report import plot_stages as plot_stages
 from jaxtransfer.surgery import Activation as Activation
 from jaxtransfer.surgery import BatchNorm as BatchNorm
 from jaxtransfer.surgery import Dense as Dense
@@ -91,6 +98,7 @@ from jaxtransfer.surgery import stack_blocks as stack_blocks
 from jaxtransfer.surgery import truncate as truncate
 from jaxtransfer.surgery import unstack as unstack
 from jaxtransfer.surgery import unstack_blocks as unstack_blocks
+from jaxtransfer.surgery import with_head as with_head
 from jaxtransfer.train import BFLOAT16 as BFLOAT16
 from jaxtransfer.train import FLOAT16 as FLOAT16
 from jaxtransfer.train import FLOAT32 as FLOAT32

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from jaxtransfer.cli import compare, convert, finetune, inspect, models, predict, pretrain
+from jaxtransfer.cli import compare, convert, finetune, inspect, models, predict, pretrain, probe
 from jaxtransfer.cli.common import HelpFormatter
 from jaxtransfer.errors import JaxTransferError
 
 COMMANDS = {
     "compare": compare,
+    "probe": probe,
     "finetune": finetune,
     "predict": predict,
     "pretrain": pretrain,
