@@ -10,7 +10,6 @@ from typing import Any
 from jaxtransfer.cli.common import add_json, add_source, positive, print_json
 from jaxtransfer.cli.datasets import EMBEDDED_DATA, add_data, read_parts
 from jaxtransfer.evaluate.classifiers import CLASSIFIERS
-from jaxtransfer.evaluate.few_shot import PER_CLASS
 from jaxtransfer.evaluate.probing import ProbeReport, probe_source
 from jaxtransfer.formats.output import make_folder
 from jaxtransfer.report.probes import (
@@ -22,6 +21,9 @@ from jaxtransfer.report.probes import (
     write_probe_report,
 )
 from jaxtransfer.transfer import DIGITS, load
+
+DIGITS_PER_CLASS = 50
+"""Twice as many as the longest few-shot curve takes, so that its draws differ."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +53,7 @@ def run(options: argparse.Namespace) -> None:
     make_folder(options.out)  # better now than after the work
     begun = time.perf_counter()
     is_embedded = options.data == EMBEDDED_DATA
-    # As many digits as the longest few-shot curve takes.
-    default = max(PER_CLASS) if is_embedded else None
+    default = DIGITS_PER_CLASS if is_embedded else None
     per_class = default if options.per_class is None else options.per_class
     parts = read_parts(options.data, per_class, options.seed)
     report = probe_source(

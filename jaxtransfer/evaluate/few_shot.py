@@ -73,7 +73,7 @@ def few_shot_curve(
         test_labels: their labels.
         per_class: numbers of examples of each class; by default those of 1, 2, 5, 10 and 25 that
             the rarest class has.
-        draws: how often examples are drawn for each number, from 1.
+        draws: how often examples are drawn for each number, from 1; once where that is all of them.
         method: a name in `CLASSIFIERS`: "logistic", "ridge", "neighbours" or "mean".
         seed: of the draws.
 
@@ -93,7 +93,8 @@ def few_shot_curve(
     curve = []
     for count in per_class:
         scores = []
-        for draw in range(draws):
+        # All examples can be drawn in one way alone.
+        for draw in range(draws if count * len(np.unique(train.labels)) < len(train.labels) else 1):
             some = train.take(few_shot(train.labels, count, seed + draw))
             fitted = fit(some.features, some.labels, num_classes=classes, seed=seed + draw)
             scores.append(float(np.mean(fitted.predict(test.features) == test.labels)))

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from jaxtransfer.data import stratified_split
+from jaxtransfer.data import k_folds
 from jaxtransfer.errors import DataError
 from jaxtransfer.evaluate.features import Labelled, check_features, check_labelled
 from jaxtransfer.evaluate.logistic import fit_logistic
@@ -43,6 +43,10 @@ MIDDLE_L2 = {"logistic": 1e-2, "ridge": 1e-1}
 ABSENT = -30.0
 """A class without examples has this logit, where the others have a mean of 0: the likeliest one
 has at least 0, and in float32 exp(-30) does not change a sum that is at least 1."""
+
+FOLDS = 5
+ENOUGH = 200
+"""A fifth of fewer examples says too little: each fifth has its turn, and the mean counts."""
 
 METHODS = ("logistic", "ridge")
 
@@ -113,10 +117,11 @@ def linear_probe(
         l2: the regulariser, above 0; of several the one with the highest accuracy on the validation
             examples is taken, of equally good ones the middle one. By default several decades
             around the features' mean variance.
-        validation: a pair of features and labels; by default a fifth of each class. With the
-            regulariser that was chosen on them, all of `features` are fitted again.
+        validation: a pair of features and labels; by default a fifth of each class, or where that
+            is fewer than 200 examples each fifth in turn. With the regulariser that was chosen on
+            them, all of `features` are fitted again.
         num_classes: how many classes there are; by default as many as the labels tell.
-        seed: of the fifth.
+        seed: of the fifths.
 
     Raises:
         DataError: features or labels are not of that kind, there is a single class, or `method` or
@@ -140,14 +145,16 @@ def linear_probe(
     everything = np.ones(len(train.labels), bool)
     path: tuple[tuple[float, float], ...] = ()
     best = min(candidates, key=lambda one: abs(math.log(one / scale / MIDDLE_L2[method])))
-    if len(candidates) > 1:
-        kept, held_out = _held_out(train, validation, seed)
-        if held_out is not None:
+    parts = _parts(train, validation, seed) if len(candidates) > 1 else []
+    if parts:
+        right = np.zeros(len(candidates))
+        for kept, held_out in parts:
             fits = solve(kept, candidates)
-            scores = [accuracy(held_out.features @ w + b, held_out.labels) for w, b in fits]
-            path = tuple(zip(candidates, scores, strict=True))
-            ties = [one for one, score in path if score == max(scores)]
-            best = ties[(len(ties) - 1) // 2]
+            right += [accuracy(held_out.features @ w + b, held_out.labels) for w, b in fits]
+        scores = (right / len(parts)).tolist()
+        path = tuple(zip(candidates, scores, strict=True))
+        ties = [one for one, score in path if score == max(scores)]
+        best = ties[(len(ties) - 1) // 2]
     ((kernel, bias),) = solve(everything, [best])
     return LinearProbe(kernel, bias, method, best, path)
 
@@ -162,19 +169,27 @@ def _candidates(l2: Any, method: str, scale: float) -> list[float]:
     return sorted(set(values.tolist()), reverse=True)
 
 
-def _held_out(
+def _parts(
     train: Labelled, validation: tuple[Any, Any] | None, seed: int
-) -> tuple[np.ndarray, Labelled | None]:
-    """Which examples are fitted, and what regularisers are chosen on, if there is something."""
-    kept = np.ones(len(train.labels), bool)
+) -> list[tuple[np.ndarray, Labelled]]:
+    """Which examples are fitted and what regularisers are chosen on, once or for each fifth."""
+    everything = np.ones(len(train.labels), bool)
     if validation is not None:
         known = train.num_classes, train.features.shape[1]
-        return kept, check_labelled("linear_probe, validation", *validation, *known)
+        return [(everything, check_labelled("linear_probe, validation", *validation, *known))]
     # An only example is needed to learn its class from.
     several = np.flatnonzero(np.bincount(train.labels)[train.labels] > 1)
-    held_out = several[stratified_split(train.labels[several], (0.8, 0.2), seed)[1]]
-    kept[held_out] = False
-    return kept, train.take(held_out) if len(held_out) else None
+    if not len(several):
+        return []
+    folds = k_folds(train.labels[several], min(FOLDS, len(several)), seed)
+    if len(several) >= FOLDS * ENOUGH:
+        folds = folds[:1]
+    parts = []
+    for _, held_out in folds:
+        kept = everything.copy()
+        kept[several[held_out]] = False
+        parts.append((kept, train.take(several[held_out])))
+    return parts
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How good the features of a source are for a target: all classifiers, curves and stages at once."""
+"""How good the features of a source are for a target: classifiers, curves and stages at once."""
 
 from __future__ import annotations
 

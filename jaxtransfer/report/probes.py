@@ -32,7 +32,7 @@ TITLES = {
     "neighbours": "nearest neighbours",
     "mean": "nearest class mean",
 }
-CAPTION = "Accuracies on the test examples, in percent; in brackets the exact 95 % interval."
+CAPTION = "Accuracy on the test examples; in brackets its exact 95 % interval."
 FEW_SHOT_CAPTION = (
     "Test accuracy over the number of labelled examples a class: mean over the draws and its 95 % "
     "interval."
@@ -89,7 +89,7 @@ def table_rows(report: ProbeReport) -> list[tuple[str, str]]:
 
 def few_shot_table(report: ProbeReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows: the mean accuracy of each method, and half its interval."""
-    header = ("examples a class", *(TITLES[curve.method] for curve in report.curves))
+    header = ("per class", *(curve.method for curve in report.curves))
     columns = [[_with_spread(one) for one in curve.intervals] for curve in report.curves]
     counts = map(str, report.curves[0].per_class)
     return header, list(zip(counts, *columns, strict=True))
@@ -173,7 +173,7 @@ def plot_few_shot(curves: Sequence[FewShotCurve], path: str | Path) -> None:
     axes.set_ylim(top=min(101, axes.get_ylim()[1]))
     axes.set_xlabel("labelled examples a class", color=INK)
     axes.set_ylabel("test accuracy, %", color=INK)
-    draws = len(curves[0].accuracies[0])
+    draws = max(map(len, curves[0].accuracies))
     interval = f"mean of {draws} draws and its 95 % interval" if draws > 1 else "one draw"
     _dress(axes, f"From few examples: {interval}, {curves[0].test_count} test examples")
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
@@ -213,7 +213,8 @@ def plot_stages(probes: StageProbes, path: str | Path) -> None:
         )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
+    axes.set_xlim(0, 105)  # room for the number of a full bar
+    axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("test accuracy, %", color=INK)
     axes.set_ylabel("what enters", color=INK)
     _dress(axes, f"Which stage transfers best: {TITLES[probes.method]} on what enters each")
