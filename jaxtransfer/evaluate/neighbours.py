@@ -69,14 +69,11 @@ class NearestNeighbours:
             labels = np.concatenate([labels, near[1]], axis=1)
             order = np.argsort(-cosines, axis=1, kind="stable")[:, : self.k]
             cosines, labels = (np.take_along_axis(x, order, axis=1) for x in (cosines, labels))
-        # A vote is at least exp(-1 / T) of the nearest one's: nothing is lost by a common factor.
-        votes = np.zeros((len(queries), self.num_classes))
+        # Logarithms are added, since exp(s / T) has no bounds.
+        votes = np.full((len(queries), self.num_classes), -np.inf)
         rows = np.arange(len(queries))[:, np.newaxis]
-        scaled = cosines.astype(np.float64) / self.temperature
-        highest = scaled.max(axis=1, keepdims=True)
-        np.add.at(votes, (rows, labels), np.exp(scaled - highest))
-        with np.errstate(divide="ignore"):
-            return (np.log(votes) + highest).astype(np.float32)
+        np.logaddexp.at(votes, (rows, labels), cosines.astype(np.float64) / self.temperature)
+        return votes.astype(np.float32)
 
 
 def nearest_neighbours(

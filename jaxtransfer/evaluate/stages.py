@@ -81,7 +81,7 @@ def stage_features(
     """
     known = model.spec.stages
     unknown = [stage for stage in stages or () if stage not in known]
-    if unknown or stages == () or len(known) < 2:
+    if unknown or (stages is not None and not stages) or len(known) < 2:
         raise ModelError(
             f"stage_features({model.spec.name}): expected stages among {', '.join(known)}, of a "
             f"network of at least two, found {', '.join(unknown) or 'none'}"
