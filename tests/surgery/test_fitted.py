@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -12,9 +10,9 @@ from jaxtransfer.transfer import fit_head
 rng = np.random.default_rng(0)
 
 
-def fitted(features: int, classes: int = 4) -> SimpleNamespace:
+def fitted(features: int, classes: int = 4) -> jt.LinearProbe:
     kernel = rng.normal(size=(features, classes))
-    return SimpleNamespace(kernel=kernel, bias=rng.normal(size=classes))
+    return jt.LinearProbe(kernel, rng.normal(size=classes), "ridge", l2=1.0)
 
 
 @pytest.fixture(scope="module")
