@@ -31,10 +31,7 @@ from jaxtransfer.evaluate.logistic import fit_logistic
 from jaxtransfer.evaluate.metrics import accuracy
 from jaxtransfer.evaluate.principal import principal_axes
 
-RELATIVE_L2 = {
-    "logistic": tuple(10.0**power for power in range(1, -6, -1)),
-    "ridge": tuple(10.0**power for power in range(2, -6, -1)),
-}
+RELATIVE_L2 = tuple(10.0**power for power in range(1, -6, -1))
 """What is tried by default, as shares of the features' mean variance: so units do not matter."""
 
 MIDDLE_L2 = {"logistic": 1e-2, "ridge": 1e-1}
@@ -141,9 +138,10 @@ def linear_probe(
         _Logistic(train).fits if method == "logistic" else functools.partial(_ridge, train)
     )
     scale = float(train.features.var(axis=0, dtype=np.float64).mean()) or 1.0
-    candidates = _candidates(l2, method, scale)
+    candidates = _candidates(l2, scale)
     everything = np.ones(len(train.labels), bool)
     path: tuple[tuple[float, float], ...] = ()
+    # Where nothing is left to choose by, or there is no choice.
     best = min(candidates, key=lambda one: abs(math.log(one / scale / MIDDLE_L2[method])))
     parts = _parts(train, validation, seed) if len(candidates) > 1 else []
     if parts:
@@ -154,15 +152,15 @@ def linear_probe(
         scores = (right / len(parts)).tolist()
         path = tuple(zip(candidates, scores, strict=True))
         ties = [one for one, score in path if score == max(scores)]
-        best = ties[(len(ties) - 1) // 2]
+        best = ties[len(ties) // 2]
     ((kernel, bias),) = solve(everything, [best])
     return LinearProbe(kernel, bias, method, best, path)
 
 
-def _candidates(l2: Any, method: str, scale: float) -> list[float]:
+def _candidates(l2: Any, scale: float) -> list[float]:
     """The regularisers to try, the strongest first."""
     if l2 is None:
-        return [share * scale for share in RELATIVE_L2[method]]
+        return [share * scale for share in RELATIVE_L2]
     values = np.asarray(l2, np.float64).reshape(-1)
     if not len(values) or not (np.isfinite(values) & (values > 0)).all():
         raise DataError(f"linear_probe: expected l2 above 0, one or several, found {l2!r}")
