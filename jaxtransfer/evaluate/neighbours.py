@@ -62,8 +62,8 @@ class NearestNeighbours:
     def _votes(self, queries: np.ndarray) -> np.ndarray:
         cosines = np.zeros((len(queries), 0), np.float32)
         labels = np.zeros((len(queries), 0), np.int32)
-        for at in range(0, len(self.features), REFERENCES):
-            some = slice(at, at + REFERENCES)
+        for start in range(0, len(self.features), REFERENCES):
+            some = slice(start, start + REFERENCES)
             near = _nearest(queries, self.features[some], self.labels[some], self.k)
             cosines = np.concatenate([cosines, near[0]], axis=1)
             labels = np.concatenate([labels, near[1]], axis=1)
@@ -71,8 +71,8 @@ class NearestNeighbours:
             cosines, labels = (np.take_along_axis(x, order, axis=1) for x in (cosines, labels))
         # Logarithms are added, since exp(s / T) has no bounds.
         votes = np.full((len(queries), self.num_classes), -np.inf)
-        rows = np.arange(len(queries))[:, np.newaxis]
-        np.logaddexp.at(votes, (rows, labels), cosines.astype(np.float64) / self.temperature)
+        at: Any = np.arange(len(queries))[:, np.newaxis], labels
+        np.logaddexp.at(votes, at, cosines.astype(np.float64) / self.temperature)
         return votes.astype(np.float32)
 
 
