@@ -58,6 +58,19 @@ from jaxtransfer.evaluate.top_losses import top_losses as top_losses
 from jaxtransfer.evaluate.transferability import (
     transferability_by_layer as transferability_by_layer,
 )
+from jaxtransfer.evaluate.few_shot import FewShotCurve as FewShotCurve
+from jaxtransfer.evaluate.few_shot import few_shot_curve as few_shot_curve
+from jaxtransfer.evaluate.neighbours import NearestMean as NearestMean
+from jaxtransfer.evaluate.neighbours import NearestNeighbours as NearestNeighbours
+from jaxtransfer.evaluate.neighbours import nearest_mean as nearest_mean
+from jaxtransfer.evaluate.neighbours import nearest_neighbours as nearest_neighbours
+from jaxtransfer.evaluate.predict import predict as predict
+from jaxtransfer.evaluate.pretrain import pretrain as pretrain
+from jaxtransfer.evaluate.probe import LinearProbe as LinearProbe
+from jaxtransfer.evaluate.probe import linear_probe as linear_probe
+from jaxtransfer.evaluate.stages import StageProbes as StageProbes
+from jaxtransfer.evaluate.stages import probe_stages as probe_stages
+from jaxtransfer.evaluate.stages import stage_features as stage_features
 from jaxtransfer.formats import WordVectors as WordVectors
 from jaxtransfer.formats import inspect_weights as inspect_weights
 from jaxtransfer.formats import read_weights as read_weights
@@ -102,6 +115,9 @@ from jaxtransfer.report import plot_reliability as plot_reliability
 from jaxtransfer.report import plot_top_losses as plot_top_losses
 from jaxtransfer.report import plot_transferability as plot_transferability
 from jaxtransfer.report import write_interpretation as write_interpretation
+from jaxtransfer.report import plot_few_shot as plot_few_shot
+from jaxtransfer.report import plot_learning_rates as plot_learning_rates
+from jaxtransfer.report import plot_stages as plot_stages
 from jaxtransfer.surgery import Activation as Activation
 from jaxtransfer.surgery import BatchNorm as BatchNorm
 from jaxtransfer.surgery import Dense as Dense
@@ -121,6 +137,7 @@ from jaxtransfer.surgery import truncate as truncate
 from jaxtransfer.surgery import unstack as unstack
 from jaxtransfer.surgery import unstack_blocks as unstack_blocks
 from jaxtransfer.surgery import with_temperature as with_temperature
+from jaxtransfer.surgery import with_head as with_head
 from jaxtransfer.train import BFLOAT16 as BFLOAT16
 from jaxtransfer.train import FLOAT16 as FLOAT16
 from jaxtransfer.train import FLOAT32 as FLOAT32

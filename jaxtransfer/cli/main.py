@@ -17,11 +17,13 @@ from jaxtransfer.cli import (
     predict,
     pretrain,
 )
+from jaxtransfer.cli import compare, convert, finetune, inspect, models, predict, pretrain, probe
 from jaxtransfer.cli.common import HelpFormatter
 from jaxtransfer.errors import JaxTransferError
 
 COMMANDS = {
     "compare": compare,
+    "probe": probe,
     "finetune": finetune,
     "predict": predict,
     "interpret": interpret,

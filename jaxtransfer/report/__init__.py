@@ -16,3 +16,6 @@ from jaxtransfer.report.page import Text as Text
 from jaxtransfer.report.page import png_bytes as png_bytes
 from jaxtransfer.report.page import write_page as write_page
 from jaxtransfer.report.transferability import plot_transferability as plot_transferability
+from jaxtransfer.report.probes import plot_few_shot as plot_few_shot
+from jaxtransfer.report.probes import plot_stages as plot_stages
+from jaxtransfer.report.probes import write_probe_report as write_probe_report

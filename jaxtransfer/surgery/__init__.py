@@ -1,6 +1,7 @@
 """Pure transforms of networks: another head, another stem, another vocabulary."""
 
 from jaxtransfer.surgery.background import drop_background as drop_background
+from jaxtransfer.surgery.fitted import with_head as with_head
 from jaxtransfer.surgery.head import has_head as has_head
 from jaxtransfer.surgery.head import replace_head as replace_head
 from jaxtransfer.surgery.layers import Activation as Activation
