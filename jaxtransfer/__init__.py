@@ -29,8 +29,14 @@ from jaxtransfer.evaluate.comparison import Budget as Budget
 from jaxtransfer.evaluate.comparison import Comparison as Comparison
 from jaxtransfer.evaluate.divergence import Divergence as Divergence
 from jaxtransfer.evaluate.divergence import first_divergence as first_divergence
+from jaxtransfer.evaluate.neighbours import NearestMean as NearestMean
+from jaxtransfer.evaluate.neighbours import NearestNeighbours as NearestNeighbours
+from jaxtransfer.evaluate.neighbours import nearest_mean as nearest_mean
+from jaxtransfer.evaluate.neighbours import nearest_neighbours as nearest_neighbours
 from jaxtransfer.evaluate.predict import predict as predict
 from jaxtransfer.evaluate.pretrain import pretrain as pretrain
+from jaxtransfer.evaluate.probe import LinearProbe as LinearProbe
+from jaxtransfer.evaluate.probe import linear_probe as linear_probe
 from jaxtransfer.formats import WordVectors as WordVectors
 from jaxtransfer.formats import inspect_weights as inspect_weights
 from jaxtransfer.formats import read_weights as read_weights

@@ -1,0 +1,217 @@
+"""Classifiers without training: the nearest examples, and the nearest mean of a class."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtransfer.errors import DataError
+from jaxtransfer.evaluate.features import check_features, check_labelled
+
+QUERIES, REFERENCES = 512, 65536
+"""Rows that are compared at a time: similarities take at most 128 MiB."""
+
+METRICS = ("cosine", "euclidean")
+
+
+@dataclass(frozen=True, eq=False)
+class NearestNeighbours:
+    """Labelled features whose nearest ones vote on others; see `nearest_neighbours`.
+
+    Attributes:
+        features: shape (count, channels), float32, of length 1.
+        labels: shape (count,), int32.
+        num_classes: how many classes there are.
+        k: how many neighbours vote.
+        temperature: by what their cosines are divided.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    k: int
+    temperature: float
+
+    def logits(self, features: Any) -> np.ndarray:
+        """The logarithm of each class's votes.
+
+        Args:
+            features: shape (count, channels), finite numbers.
+
+        Returns:
+            Shape (count, classes), float32; minus infinity where no neighbour has the class. Their
+            softmax is the share of the votes.
+
+        Raises:
+            DataError: the features are no such rows.
+        """
+        rows = check_features("nearest_neighbours", features, self.features.shape[1])
+        rows = _unit_rows(rows).astype(np.float32)
+        parts = [self._votes(rows[at : at + QUERIES]) for at in range(0, len(rows), QUERIES)]
+        return np.concatenate([np.zeros((0, self.num_classes), np.float32), *parts])
+
+    def predict(self, features: Any) -> np.ndarray:
+        """The class with the most votes; of equal ones the lowest. Shape (count,), integers."""
+        return self.logits(features).argmax(axis=-1)
+
+    def _votes(self, queries: np.ndarray) -> np.ndarray:
+        cosines = np.zeros((len(queries), 0), np.float32)
+        labels = np.zeros((len(queries), 0), np.int32)
+        for at in range(0, len(self.features), REFERENCES):
+            some = slice(at, at + REFERENCES)
+            near = _nearest(queries, self.features[some], self.labels[some], self.k)
+            cosines = np.concatenate([cosines, near[0]], axis=1)
+            labels = np.concatenate([labels, near[1]], axis=1)
+            order = np.argsort(-cosines, axis=1, kind="stable")[:, : self.k]
+            cosines, labels = (np.take_along_axis(x, order, axis=1) for x in (cosines, labels))
+        # A vote is at least exp(-1 / T) of the nearest one's: nothing is lost by a common factor.
+        votes = np.zeros((len(queries), self.num_classes))
+        rows = np.arange(len(queries))[:, np.newaxis]
+        scaled = cosines.astype(np.float64) / self.temperature
+        highest = scaled.max(axis=1, keepdims=True)
+        np.add.at(votes, (rows, labels), np.exp(scaled - highest))
+        with np.errstate(divide="ignore"):
+            return (np.log(votes) + highest).astype(np.float32)
+
+
+def nearest_neighbours(
+    features: Any,
+    labels: Any,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    num_classes: int | None = None,
+) -> NearestNeighbours:
+    """A classifier by the vote of the `k` training examples with the highest cosine.
+
+    A neighbour with cosine s votes exp(s / T) for its class: Wu et al. 2018, "Unsupervised Feature
+    Learning via Non-Parametric Instance Discrimination" (arXiv 1805.01978), section 3.4, with
+    T = 0.07; k = 20 as in Caron et al. 2021, "Emerging Properties in Self-Supervised Vision
+    Transformers" (DINO, arXiv 2104.14294), appendix F. Features are compared in blocks, so memory
+    stays bounded.
+
+    Args:
+        features: shape (count, channels), finite numbers, such as `jt.features` gives.
+        labels: shape (count,), integers from 0.
+        k: how many neighbours vote, from 1; all of them where there are fewer.
+        temperature: T, above 0; the smaller it is, the more the nearest ones count.
+        num_classes: how many classes there are; by default as many as the labels tell.
+
+    Raises:
+        DataError: features or labels are not of that kind, or `k` or `temperature` is out of range.
+
+    >>> votes = nearest_neighbours([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], [0, 0, 1], k=1)
+    >>> votes.predict([[3.0, 1.0], [0.0, 2.0]])
+    array([0, 1])
+    """
+    known = check_labelled("nearest_neighbours", features, labels, num_classes)
+    if k < 1 or not 0 < temperature < float("inf"):
+        raise DataError(
+            f"nearest_neighbours: expected k of at least 1 and a temperature above 0, found k={k} "
+            f"and temperature={temperature}"
+        )
+    count = min(k, len(known.labels))
+    rows = _unit_rows(known.features).astype(np.float32)
+    classes = known.labels.astype(np.int32)
+    return NearestNeighbours(rows, classes, known.num_classes, count, float(temperature))
+
+
+@dataclass(frozen=True, eq=False)
+class NearestMean:
+    """The mean of each class, to which others are compared; see `nearest_mean`.
+
+    Attributes:
+        means: shape (classes, channels), float64; zero where a class has no example.
+        present: shape (classes,), whether the class has an example.
+        metric: "cosine" or "euclidean".
+    """
+
+    means: np.ndarray
+    present: np.ndarray
+    metric: str
+
+    def logits(self, features: Any) -> np.ndarray:
+        """The cosine with each mean, or minus the squared distance from it.
+
+        Args:
+            features: shape (count, channels), finite numbers.
+
+        Returns:
+            Shape (count, classes), float64; minus infinity for classes without examples.
+
+        Raises:
+            DataError: the features are no such rows.
+        """
+        rows = check_features("nearest_mean", features, self.means.shape[1]).astype(np.float64)
+        if self.metric == "cosine":
+            scores = _unit_rows(rows) @ self.means.T
+        else:
+            # Seen from the middle of the means, so that no large numbers are subtracted.
+            middle = self.means[self.present].mean(axis=0)
+            rows, means = rows - middle, self.means - middle
+            lengths = np.square(rows).sum(axis=1)[:, np.newaxis] + np.square(means).sum(axis=1)
+            scores = 2 * rows @ means.T - lengths
+        return np.where(self.present, scores, -np.inf)
+
+    def predict(self, features: Any) -> np.ndarray:
+        """The class whose mean is nearest; of equal ones the lowest. Shape (count,), integers."""
+        return self.logits(features).argmax(axis=-1)
+
+
+def nearest_mean(
+    features: Any, labels: Any, *, metric: str = "cosine", num_classes: int | None = None
+) -> NearestMean:
+    """A classifier by the class whose mean is nearest.
+
+    With "cosine", features and means are scaled to length 1: Rebuffi et al. 2017, "iCaRL" (arXiv
+    1611.07725), section 2.1. With "euclidean" the score is minus the squared distance: Snell et al.
+    2017, "Prototypical Networks for Few-shot Learning" (arXiv 1703.05175), equations 1 and 2.
+
+    Args:
+        features: shape (count, channels), finite numbers, such as `jt.features` gives.
+        labels: shape (count,), integers from 0.
+        metric: "cosine" or "euclidean".
+        num_classes: how many classes there are; by default as many as the labels tell.
+
+    Raises:
+        DataError: features or labels are not of that kind, or there is no such metric.
+
+    >>> nearest_mean([[0.0], [2.0], [9.0]], [0, 0, 1], metric="euclidean").predict([[4.0], [6.0]])
+    array([0, 1])
+    """
+    known = check_labelled("nearest_mean", features, labels, num_classes)
+    if metric not in METRICS:
+        raise DataError(f"nearest_mean: expected a metric among {METRICS}, found {metric!r}")
+    rows = known.features.astype(np.float64)
+    rows = _unit_rows(rows) if metric == "cosine" else rows
+    counts = np.bincount(known.labels, minlength=known.num_classes)
+    sums = np.zeros((known.num_classes, rows.shape[1]))
+    np.add.at(sums, known.labels, rows)
+    means = sums / np.maximum(counts, 1)[:, np.newaxis]
+    return NearestMean(_unit_rows(means) if metric == "cosine" else means, counts > 0, metric)
+
+
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1 in their own dtype; a row of zeros stays one."""
+    # By the largest value first: squares of very large and very small numbers are no floats.
+    rows = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(rows.dtype).tiny)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1).astype(rows.dtype)
+
+
+def _nearest(
+    queries: np.ndarray, features: np.ndarray, labels: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and labels of the nearest rows, shape (queries, at most k), the nearest first."""
+    cosines, at = jax.device_get(_top(queries, features, min(k, len(features))))
+    return cosines, labels[at]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _top(queries: jax.Array, features: jax.Array, k: int) -> Any:
+    return jax.lax.top_k(jnp.matmul(queries, features.T, precision="highest"), k)
