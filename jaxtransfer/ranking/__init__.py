@@ -1,3 +1,9 @@
 """Scores that rank source models for a target task without training."""
 
+from jaxtransfer.ranking.hscore import h_score as h_score
+from jaxtransfer.ranking.hscore import regularised_h_score as regularised_h_score
+from jaxtransfer.ranking.leep import leep as leep
+from jaxtransfer.ranking.leep import nce as nce
 from jaxtransfer.ranking.logme import logme as logme
+from jaxtransfer.ranking.parc import parc as parc
+from jaxtransfer.ranking.transrate import transrate as transrate
