@@ -17,7 +17,7 @@ from jaxtransfer.cli.datasets import add_data, read_parts
 from jaxtransfer.data import Data
 from jaxtransfer.data.augment import standard_augment, strong_augment
 from jaxtransfer.errors import TrainingError
-from jaxtransfer.evaluate.comparison import SCRATCH, reinitialise
+from jaxtransfer.evaluate.arms import SCRATCH, reinitialise
 from jaxtransfer.evaluate.metrics import accuracy
 from jaxtransfer.evaluate.predict import predict
 from jaxtransfer.formats.output import make_folder

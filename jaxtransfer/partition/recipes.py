@@ -6,6 +6,9 @@ Recipes that choose leaves by what they are, biases or normalisations, stand in 
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -219,17 +222,23 @@ RECIPES: Mapping[str, Callable[[Any], Plan | tuple[Plan, ...]]] = MappingProxyTy
 )
 """By name, the recipes that need a model and nothing else."""
 
+WITH_STAGE = MappingProxyType({"freeze_until": freeze_until, "surgical": surgical})
+"""By name, the recipes that need a stage, too."""
+
+_CALL = re.compile(r"(?P<name>\w+)\((?P<arguments>[^()]*)\)")
+
 
 def resolve_plans(plan: Any, model: Any) -> tuple[Plan, ...]:
     """The plans that carry out what someone asked for: a recipe's name, a plan, or several plans.
+
+    A recipe's name may have arguments, as in `last(2)`, `layer_decay(0.65)` or
+    `freeze_until(layer3)`.
 
     Raises:
         PlanError: it is none of these.
     """
     if isinstance(plan, str):
-        if plan not in RECIPES:
-            raise PlanError(f"plan: expected a recipe among {', '.join(RECIPES)}, found {plan!r}")
-        plan = RECIPES[plan](model)
+        plan = _from_text(plan, model)
     plans = (plan,) if isinstance(plan, Plan) else plan
     if (
         not isinstance(plans, (tuple, list))
@@ -241,6 +250,34 @@ def resolve_plans(plan: Any, model: Any) -> tuple[Plan, ...]:
             f"found {type(plan).__name__}"
         )
     return tuple(plans)
+
+
+def _from_text(text: str, model: Any) -> Any:
+    """What a recipe gives that is named with arguments or without."""
+    call = _CALL.fullmatch(text)
+    if call is None and text in RECIPES:
+        return RECIPES[text](model)
+    recipe = None if call is None else {**RECIPES, **WITH_STAGE}.get(call["name"])
+    if call is None or recipe is None:
+        raise PlanError(
+            f"plan: expected a recipe among {', '.join(RECIPES)}, or one with arguments such as "
+            f"last(2) or freeze_until(STAGE), found {text!r}"
+        )
+    values = [_value(part.strip()) for part in call["arguments"].split(",") if part.strip()]
+    try:
+        return recipe(model, *values)
+    except TypeError as error:
+        _, *others = inspect.signature(recipe).parameters.values()
+        taken = ", ".join(str(one.replace(annotation=one.empty)) for one in others)
+        raise PlanError(f"plan: expected {call['name']}({taken}), found {text!r}") from error
+
+
+def _value(text: str) -> Any:
+    """A number, or else the text, which names a stage."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text.strip("'\"")
 
 
 def _only(stages: tuple[str, ...], trained: Any) -> tuple[Group, ...]:

@@ -9,23 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from jaxtransfer.evaluate.comparison import NAIVE, Comparison
+from jaxtransfer.evaluate.arms import NAIVE
+from jaxtransfer.evaluate.comparison import ArmResult, Comparison
+from jaxtransfer.evaluate.curves import ASYMPTOTE_FROM
+from jaxtransfer.evaluate.metrics import mean_interval
 from jaxtransfer.formats import atomic_write
 
 # Told apart with all common kinds of colour vision: Okabe & Ito 2008, "Color Universal Design".
 COLOURS = {
-    "naive": "#999999",
+    "naive": "#888888",
     "scratch": "#D55E00",
     "probe": "#56B4E9",
     "full": "#009E73",
     "lp_ft": "#0072B2",
 }
-OTHER_COLOUR = "#CC79A7"
+OTHER_COLOURS = ("#CC79A7", "#E69F00", "#0072B2", "#009E73", "#56B4E9", "#000000", "#D55E00")
+# Where colours come again, shapes tell the curves apart.
+MARKERS = ("o", "s", "^", "D")
 INK = "#333333"
 
 
 def plot_curves(comparison: Comparison, path: str | Path) -> None:
-    """Draw each arm's mean test accuracy over the steps, with the range over the seeds, as a PNG.
+    """Draw each arm's mean test accuracy over the steps, with its 95 % interval, as a PNG.
 
     Raises:
         OutputError: the file cannot be written there.
@@ -33,36 +38,18 @@ def plot_curves(comparison: Comparison, path: str | Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    styles = arm_styles(comparison)
     ends = {}
     for name, arm in comparison.arms.items():
-        curves = 100 * np.asarray(arm.curves)
-        mean, colour = curves.mean(axis=0), COLOURS.get(name, OTHER_COLOUR)
-        style: dict[str, Any] = (
-            {"linestyle": "--", "linewidth": 1.2}
-            if name == NAIVE
-            else {
-                "linewidth": 2,
-                "marker": "o",
-                "markersize": 3.5,
-            }
-        )
-        axes.plot(comparison.evaluated_at, mean, color=colour, **style)
-        axes.fill_between(
-            comparison.evaluated_at,
-            curves.min(axis=0),
-            curves.max(axis=0),
-            color=colour,
-            alpha=0.15,
-            linewidth=0,
-        )
-        ends[name] = float(mean[-1])
-    _label_ends(axes, comparison.evaluated_at[-1], ends)
+        colour, marker = styles[name]
+        ends[name] = _draw(axes, comparison.evaluated_at, arm, colour, marker)
+    _label_ends(axes, comparison.steps, ends, styles)
     _dress(axes, comparison)
     figure.suptitle(
-        textwrap.fill(comparison.verdict, 84),
+        textwrap.fill(comparison.verdict, 92),
         x=0.01,
         ha="left",
         fontsize=11,
@@ -72,17 +59,48 @@ def plot_curves(comparison: Comparison, path: str | Path) -> None:
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def _label_ends(axes: Any, x: int, ends: dict[str, float]) -> None:
+def arm_styles(comparison: Comparison) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each arm: well-known names have their own, others what is left."""
+    taken = {COLOURS[name] for name in comparison.arms if name in COLOURS}
+    free = [colour for colour in OTHER_COLOURS if colour not in taken] or list(OTHER_COLOURS)
+    styles, position = {}, 0
+    for name, arm in comparison.arms.items():
+        if arm.kind == NAIVE or name in COLOURS:
+            styles[name] = (COLOURS[NAIVE if arm.kind == NAIVE else name], MARKERS[0])
+            continue
+        again, place = divmod(position, len(free))
+        styles[name] = (free[place], MARKERS[(again + 1) % len(MARKERS)])
+        position += 1
+    return styles
+
+
+def _draw(axes: Any, at: Sequence[int], arm: ArmResult, colour: str, marker: str) -> float:
+    """Draw one arm; the height at which it ends."""
+    intervals = [mean_interval(values) for values in zip(*arm.curves, strict=True)]
+    mean, low, high = 100 * np.array(intervals).T
+    if arm.kind == NAIVE:
+        axes.plot(at, mean, color=colour, linestyle="--", linewidth=1.2)
+        return float(mean[-1])
+    axes.plot(at, mean, color=colour, linewidth=2, marker=marker, markersize=4)
+    if np.isfinite(low).all():
+        bounds = np.clip(low, 0, 100), np.clip(high, 0, 100)
+        axes.fill_between(at, *bounds, color=colour, alpha=0.15, linewidth=0)
+    return float(mean[-1])
+
+
+def _label_ends(
+    axes: Any, x: int, ends: dict[str, float], styles: dict[str, tuple[str, str]]
+) -> None:
     """Name each curve at its end, in its colour."""
     names = sorted(ends, key=lambda name: ends[name])
     for name, height in zip(names, _spread([ends[name] for name in names]), strict=True):
         axes.annotate(
-            f"{name} {ends[name]:.1f}",
+            f"{textwrap.shorten(name, 24, placeholder='…')} {ends[name]:.1f}",
             (x, height),
             xytext=(7, 0),
             textcoords="offset points",
             va="center",
-            color=COLOURS.get(name, OTHER_COLOUR),
+            color=styles[name][0],
             fontsize=10,
             annotation_clip=False,
         )
@@ -104,19 +122,31 @@ def _spread(heights: Sequence[float], gap: float = 4.5, top: float = 99) -> list
 
 
 def _dress(axes: Any, comparison: Comparison) -> None:
-    budget = comparison.budget
-    axes.set_title(
-        f"{comparison.source} to {comparison.target}, {budget.per_class} labelled images a class; "
-        f"mean and range of {len(comparison.seeds)} seeds",
-        loc="left",
-        fontsize=9,
-        color=INK,
+    budget, steps = comparison.budget, comparison.steps
+    images = (
+        f"{budget.per_class} labelled images a class"
+        if budget.per_class is not None
+        else "all labelled images"
     )
-    axes.set_xlabel("training steps", color=INK)
+    spread = "mean and 95 % interval of " if len(comparison.seeds) > 1 else ""
+    seeds = f"{len(comparison.seeds)} seed{'s' if len(comparison.seeds) > 1 else ''}"
+    title = f"{comparison.source} to {comparison.target}, {images}; {spread}{seeds}"
+    axes.set_title(textwrap.fill(title, 100), loc="left", fontsize=9, color=INK)
+    axes.set_xlabel(f"training steps of {budget.batch_size} images", color=INK)
     axes.set_ylabel("test accuracy, %", color=INK)
     axes.set_ylim(0, 102)
-    axes.set_xlim(-0.01 * budget.steps, budget.steps)
+    axes.set_xlim(-0.01 * steps, steps)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+    axes.axvspan(ASYMPTOTE_FROM * steps, steps, color="#000000", alpha=0.04, linewidth=0, zorder=0)
+    axes.text(
+        (1 + ASYMPTOTE_FROM) / 2 * steps,
+        2,
+        "asymptote",
+        ha="center",
+        fontsize=8,
+        color="#777777",
+    )
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, length=3)
     for side in ("top", "right"):

@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -152,6 +152,26 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
 """
 
 
+def to_markdown(title: str, blocks: Sequence[Block], pictures: Sequence[str] = ()) -> str:
+    """The same blocks as Markdown.
+
+    Args:
+        title: the page's first heading.
+        blocks: what follows it.
+        pictures: for each figure the path of its picture, as seen from the page; figures without
+            one are left out, but for their captions.
+
+    >>> print(to_markdown("Sums", [Text("2 < 3")]))
+    # Sums
+    <BLANKLINE>
+    2 < 3
+    <BLANKLINE>
+    """
+    paths = iter(pictures)
+    parts = [f"# {title}", *(_markdown(block, paths) for block in blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
 def png_bytes(figure: Any) -> bytes:
     """A matplotlib figure as the bytes of a PNG file, as `Figure` takes them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -209,6 +229,19 @@ def _table(table: Table) -> str:
         f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody>\n</table></div>"
     )
+
+
+def _markdown(block: Block, pictures: Iterator[str]) -> str:
+    if isinstance(block, Heading):
+        return f"## {block.text}"
+    if isinstance(block, Text):
+        return f"**{block.text}**" if block.is_lead else block.text
+    if isinstance(block, Figure):
+        path = next(pictures, None)
+        return block.caption if path is None else f"![{block.caption}]({path})"
+    rows = [block.header, ["---"] * len(block.header), *block.rows]
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _is_numeric(cells: Sequence[str]) -> bool:

@@ -147,7 +147,7 @@ def prove_frozen(
             tx, honest = build(plan)
             shares += _other_optimizer_state(tx, after)
             if not shares:  # else there is no step that takes such a state
-                found, expected = _cost(step, after, batch), _cost(honest, after, batch)
+                found, expected = step_cost(step, after, batch), step_cost(honest, after, batch)
                 unfrozen = _cost_unfrozen(build, after, batch)
                 problems += _too_costly(found, expected, unfrozen)
         problems += shares
@@ -274,7 +274,16 @@ def _shapes(tree: PyTree) -> PyTree:
 # What a step costs
 
 
-def _cost(step: TrainStep, state: TrainState, batch: Batch) -> Cost:
+def step_cost(step: TrainStep, state: TrainState, batch: Batch) -> Cost:
+    """What XLA says that a step costs; one that has run with such arguments is not compiled anew.
+
+    Args:
+        step: the step.
+        state: as the step takes it; its arrays, or their shapes.
+        batch: as the step takes it; its arrays, or their shapes.
+
+    Source: `cost_analysis` and `memory_analysis` of https://docs.jax.dev/en/latest/aot.html.
+    """
     compiled = step.lower(state, batch).compile()
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
     used = None
@@ -301,7 +310,7 @@ def _cost_unfrozen(build: Build, state: TrainState, batch: Batch) -> Cost:
         opt_state=jax.eval_shape(tx.init, trainable),
         ema=None if state.ema is None else trainable,
     )
-    return _cost(step, start, batch)
+    return step_cost(step, start, batch)
 
 
 def _literal(name: str) -> re.Pattern[str]:

@@ -238,6 +238,11 @@ def test_lp_ft_needs_steps_for_both_parts(share: float, network: Model) -> None:
     [
         ("probe", ["probe"]),
         ("lp_ft", ["lp_ft: head", "lp_ft: all"]),
+        ("lp_ft(0.5)", ["lp_ft: head", "lp_ft: all"]),
+        ("last(2)", ["last(2)"]),
+        ("last()", ["last(1)"]),
+        ("layer_decay( 0.5 )", ["layer_decay(0.5)"]),
+        ("discriminative(1e-2, 1)", ["discriminative(0.01, 1)"]),
         (Plan((Group("**"),), name="mine"), ["mine"]),
         ([Plan((Group("**"),), name="a"), Plan((Group("**"),), name="b")], ["a", "b"]),
     ],
@@ -250,6 +255,12 @@ def test_plans_may_be_asked_for_in_many_ways(given: Any, names: list[str], netwo
     ("given", "message"),
     [
         ("prob", "a recipe among probe, full, last, layer_decay, discriminative, bias_only,"),
+        ("freeze_until", "with arguments such as last(2) or freeze_until(STAGE)"),
+        ("guess(2)", "found 'guess(2)'"),
+        ("last(2, 3)", "plan: expected last(n=1), found"),
+        ("last(two)", "plan: expected last(n=1), found"),
+        ("last(99)", "last: expected n from 1 to"),
+        ("surgical()", "plan: expected surgical(stage, train_head=False), found"),
         ([], "found list"),
         (5, "found int"),
         (["probe"], "found list"),
@@ -259,6 +270,13 @@ def test_plans_may_be_asked_for_in_many_ways(given: Any, names: list[str], netwo
 def test_anything_else_is_an_error(given: Any, message: str, network: Model) -> None:
     with pytest.raises(PlanError, match=re.escape(message)):
         resolve_plans(given, network)
+
+
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_a_recipe_in_words_may_name_a_stage(quote: str, network: Model) -> None:
+    stage = network.spec.stages[1]
+    (plan,) = resolve_plans(f"freeze_until({quote}{stage}{quote})", network)
+    assert plan == freeze_until(network, stage)
 
 
 def test_the_head_may_lie_below_a_stage() -> None:
