@@ -26,6 +26,7 @@ from jaxtransfer.data import stratified_split as stratified_split
 from jaxtransfer.data import tfds_data as tfds_data
 from jaxtransfer.errors import JaxTransferError as JaxTransferError
 from jaxtransfer.evaluate.arms import Arm as Arm
+from jaxtransfer.evaluate.advice import Advice as Advice
 from jaxtransfer.evaluate.budget import Budget as Budget
 from jaxtransfer.evaluate.comparison import Comparison as Comparison
 from jaxtransfer.evaluate.divergence import Divergence as Divergence
@@ -73,6 +74,7 @@ from jaxtransfer.partition import lp_ft as lp_ft
 from jaxtransfer.partition import norm_only as norm_only
 from jaxtransfer.partition import probe as probe
 from jaxtransfer.partition import surgical as surgical
+from jaxtransfer.ranking.table import Ranking as Ranking
 from jaxtransfer.report import plot_learning_rates as plot_learning_rates
 from jaxtransfer.surgery import Activation as Activation
 from jaxtransfer.surgery import BatchNorm as BatchNorm
@@ -130,9 +132,11 @@ from jaxtransfer.train import recalibrate_stats as recalibrate_stats
 from jaxtransfer.train import squared_error as squared_error
 from jaxtransfer.train import tensorboard_writer as tensorboard_writer
 from jaxtransfer.transfer import Result as Result
+from jaxtransfer.transfer import advise as advise
 from jaxtransfer.transfer import compare as compare
 from jaxtransfer.transfer import finetune as finetune
 from jaxtransfer.transfer import load as load
+from jaxtransfer.transfer import rank as rank
 from jaxtransfer.tree import diff as diff
 from jaxtransfer.tree import leaf_names as leaf_names
 from jaxtransfer.tree import merge as merge

@@ -7,11 +7,23 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from jaxtransfer.cli import compare, convert, finetune, inspect, models, predict, pretrain
+from jaxtransfer.cli import (
+    advise,
+    compare,
+    convert,
+    finetune,
+    inspect,
+    models,
+    predict,
+    pretrain,
+    rank,
+)
 from jaxtransfer.cli.common import HelpFormatter
 from jaxtransfer.errors import JaxTransferError
 
 COMMANDS = {
+    "rank": rank,
+    "advise": advise,
     "compare": compare,
     "finetune": finetune,
     "predict": predict,

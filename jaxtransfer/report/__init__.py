@@ -1,5 +1,6 @@
 """Comparisons as plots and pages."""
 
+from jaxtransfer.report.advice import write_advice as write_advice
 from jaxtransfer.report.comparison import write_comparison as write_comparison
 from jaxtransfer.report.find_lr import plot_learning_rates as plot_learning_rates
 from jaxtransfer.report.page import Figure as Figure
@@ -8,3 +9,4 @@ from jaxtransfer.report.page import Table as Table
 from jaxtransfer.report.page import Text as Text
 from jaxtransfer.report.page import png_bytes as png_bytes
 from jaxtransfer.report.page import write_page as write_page
+from jaxtransfer.report.ranking import write_ranking as write_ranking

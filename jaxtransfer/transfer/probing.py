@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxtransfer.data import Data, as_data, stratified_split
 from jaxtransfer.errors import DataError
-from jaxtransfer.evaluate.comparison import reinitialise
+from jaxtransfer.evaluate.arms import reinitialise
 from jaxtransfer.models import Model, Preprocess, families
 from jaxtransfer.surgery import truncate
 from jaxtransfer.train.evaluation import forward_pass, run_batches

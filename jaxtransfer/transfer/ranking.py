@@ -73,13 +73,21 @@ def _nce(evidence: _Evidence) -> Any:
     )
 
 
+def _n_leep(evidence: _Evidence) -> Any:
+    # Five components a class, as its paper has it; fewer where they would have fewer than five
+    # examples each, since a mixture that knows each example by heart says nothing.
+    components = min(5 * evidence.classes, max(len(evidence.labels) // 5, 2))
+    key = jax.random.key(evidence.seed)
+    return n_leep(evidence.features, evidence.labels, key=key, components=components)
+
+
 # Of features alone, of the source's probabilities, and by cross-validation.
 _OF_FEATURES: Mapping[str, Callable[[_Evidence], Any]] = MappingProxyType(
     {
         "logme": lambda e: logme(e.features, e.labels),
         "h_score": lambda e: regularised_h_score(e.features, e.labels),
         "transrate": lambda e: transrate(e.features, e.labels),
-        "n_leep": lambda e: n_leep(e.features, e.labels, jax.random.key(e.seed)),
+        "n_leep": _n_leep,
     }
 )
 _OF_PROBABILITIES: Mapping[str, Callable[[_Evidence], Any]] = MappingProxyType(
