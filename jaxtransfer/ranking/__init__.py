@@ -5,5 +5,6 @@ from jaxtransfer.ranking.hscore import regularised_h_score as regularised_h_scor
 from jaxtransfer.ranking.leep import leep as leep
 from jaxtransfer.ranking.leep import nce as nce
 from jaxtransfer.ranking.logme import logme as logme
+from jaxtransfer.ranking.n_leep import n_leep as n_leep
 from jaxtransfer.ranking.parc import parc as parc
 from jaxtransfer.ranking.transrate import transrate as transrate
