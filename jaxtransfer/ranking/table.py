@@ -25,7 +25,7 @@ class Measured:
         value: the score on all examples, higher for better; `None` where it is not available.
         resampled: the score on each bootstrap resample of the examples, shape (resamples,); the
             same resamples for all candidates.
-        seconds: what the score took beyond the features, compilation left out.
+        seconds: what the score took beyond the features.
         reason: why there is no value.
     """
 
@@ -48,7 +48,8 @@ class Ranking:
         scores: on all examples, higher for better; only candidates compare, not scores.
         ranks: 1 for the best; equal ones share the mean of their ranks.
         rank_intervals: what 95 % of the bootstrap resamples of the examples give.
-        seconds: what each score took; `features` for the forward passes, which all scores share.
+        seconds: what each score took, compilation left out; `features` for loading and the forward
+            pass, which all scores share, compilation included.
         agreement: weighted Kendall tau between two scores, over the candidates that have both.
         unavailable: by score and candidate, why there is none.
         best: the candidate with the lowest mean rank over the scores that all candidates have.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +22,15 @@ from jaxtransfer.evaluate.advice import (
     check_input,
 )
 from jaxtransfer.evaluate.folds import Fold, held_out_correct, probe_folds
-from jaxtransfer.evaluate.probe import linear_probe
 from jaxtransfer.models import AS_THEY_COME, Model, Preprocess
 from jaxtransfer.transfer.comparing import DIGITS
 from jaxtransfer.transfer.loading import EMBEDDED_SOURCE, load
-from jaxtransfer.transfer.probing import labelled_images, stage_features, with_random_weights
+from jaxtransfer.transfer.probing import (
+    labelled_images,
+    ridge_probe,
+    stage_features,
+    with_random_weights,
+)
 
 DATASETS = MappingProxyType(
     {
@@ -145,12 +148,14 @@ def _probe(
     batch_size: int,
 ) -> Probes:
     """Accuracies of probes on all stages of the source, and of networks with random weights."""
-    # What enters the first stage is the image itself; a network of one stage has nothing else.
-    stages = source.spec.stages[1:] or source.spec.stages
+    # What enters the first stage is the image itself; a stage without parameters, such as a
+    # pooling, gets what the next one gets, since maps are averaged.
+    *body, head = source.spec.stages
+    stages = [*(stage for stage in body[1:] if stage in source.params), head]
 
     def correct(model: Model) -> dict[str, np.ndarray]:
         found = stage_features(model, data, stages, batch_size=batch_size)
-        return {s: held_out_correct(found[s], labels, _ridge, folds) for s in stages}
+        return {s: held_out_correct(found[s], labels, ridge_probe, folds) for s in stages}
 
     # Seeds of their own: the model may itself be one with random weights of a small seed.
     random = [
@@ -159,10 +164,6 @@ def _probe(
     ]
     majority = held_out_correct(np.zeros((len(labels), 1)), labels, _Majority, folds)
     return Probes(correct(source), random, majority, folds)
-
-
-# Its closed form makes a hundred fits cheap: a probe for each stage, network and fold.
-_ridge = functools.partial(linear_probe, method="ridge")
 
 
 class _Majority:

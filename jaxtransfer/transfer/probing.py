@@ -13,11 +13,16 @@ import numpy as np
 from jaxtransfer.data import Data, as_data, stratified_split
 from jaxtransfer.errors import DataError
 from jaxtransfer.evaluate.arms import reinitialise
+from jaxtransfer.evaluate.probe import linear_probe
 from jaxtransfer.models import Model, Preprocess, families
 from jaxtransfer.surgery import truncate
 from jaxtransfer.train.evaluation import forward_pass, run_batches
 
 OUTPUTS = "outputs"
+
+
+ridge_probe = functools.partial(linear_probe, method="ridge")
+"""A linear probe in closed form, so that one for each stage, network and fold costs little."""
 
 
 def labelled_images(data: Any, most: int, seed: int, where: str) -> tuple[Data, np.ndarray]:

@@ -16,7 +16,6 @@ from jaxtransfer.data import Data, load_digits
 from jaxtransfer.errors import DataError, JaxTransferError, ModelError
 from jaxtransfer.evaluate.folds import Fit, Fold, held_out_correct, probe_folds
 from jaxtransfer.evaluate.neighbours import nearest_neighbours
-from jaxtransfer.evaluate.probe import linear_probe
 from jaxtransfer.models import Model
 from jaxtransfer.ranking import leep, logme, n_leep, nce, parc, regularised_h_score, transrate
 from jaxtransfer.ranking.table import Measured, Ranking, stratified_resamples, summarise
@@ -26,6 +25,7 @@ from jaxtransfer.transfer.loading import load
 from jaxtransfer.transfer.probing import (
     OUTPUTS,
     labelled_images,
+    ridge_probe,
     stage_features,
     with_random_weights,
 )
@@ -98,7 +98,7 @@ _OF_PROBABILITIES: Mapping[str, Callable[[_Evidence], Any]] = MappingProxyType(
     }
 )
 _ACCURACIES: Mapping[str, Fit] = MappingProxyType(
-    {"linear_probe": linear_probe, "knn": nearest_neighbours}
+    {"linear_probe": ridge_probe, "knn": nearest_neighbours}
 )
 
 SCORES = (*_OF_FEATURES, *_OF_PROBABILITIES, *_ACCURACIES)
@@ -122,7 +122,7 @@ def rank(
 
     Each candidate computes the images once. From what enters its head come `logme`, `h_score` (with
     a shrunk covariance), `transrate`, `n_leep`, and the cross-validated accuracies of a
-    `linear_probe` (logistic regression) and of the nearest neighbours, `knn`; from the
+    `linear_probe` (ridge regression) and of the nearest neighbours, `knn`; from the
     probabilities of its own classes `leep`, `nce` and `parc`, which a candidate without a head does
     not have. See `jaxtransfer.ranking` for the scores' sources.
 
@@ -149,7 +149,7 @@ def rank(
 
     Raises:
         DataError: labels are not one class an example, there are too few examples of a class, an
-            argument is out of range, or the images fit a candidate's preprocessing not.
+            argument is out of range, or the images do not fit a candidate's preprocessing.
         ModelError: a score is unknown, two candidates have one name, or some cannot be loaded; all
             candidates are tried before the first is computed.
 
