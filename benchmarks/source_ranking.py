@@ -115,9 +115,7 @@ def _compare(
     }
 
 
-def _finetune(
-    source: jt.Model, plan: str, rate: float, train: Any, test: Any, steps: int
-) -> float:
+def _finetune(source: jt.Model, plan: str, rate: float, train: Any, test: Any, steps: int) -> float:
     start = jt.replace_head(source, classes=train.classes, reuse=False, key=0)
     result = jt.finetune(
         start, train, plan=plan, steps=steps, batch_size=16, learning_rate=rate, progress=False
@@ -201,7 +199,12 @@ def _markdown(target: str, row: Mapping[str, Any]) -> str:
 
 def _summary(rows: Mapping[str, Any]) -> str:
     """The mean tau of each score over targets and plans."""
-    lines = ["## Mean weighted Kendall tau over targets and plans", "", "| score | tau |", "|---|---|"]
+    lines = [
+        "## Mean weighted Kendall tau over targets and plans",
+        "",
+        "| score | tau |",
+        "|---|---|",
+    ]
     for score in SCORES:
         taus = [plan[score] for row in rows.values() for plan in row["tau"].values()]
         known = [tau for tau in taus if tau is not None]

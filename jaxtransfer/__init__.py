@@ -25,8 +25,8 @@ from jaxtransfer.data import slice_split as slice_split
 from jaxtransfer.data import stratified_split as stratified_split
 from jaxtransfer.data import tfds_data as tfds_data
 from jaxtransfer.errors import JaxTransferError as JaxTransferError
-from jaxtransfer.evaluate.arms import Arm as Arm
 from jaxtransfer.evaluate.advice import Advice as Advice
+from jaxtransfer.evaluate.arms import Arm as Arm
 from jaxtransfer.evaluate.budget import Budget as Budget
 from jaxtransfer.evaluate.comparison import Comparison as Comparison
 from jaxtransfer.evaluate.divergence import Divergence as Divergence

@@ -55,9 +55,7 @@ def run(options: argparse.Namespace) -> None:
         sources |= {name: cut for one in list(sources) for name, cut in _stages_of(one).items()}
     ranking = rank(
         sources,
-        read_parts(
-            options.data, options.per_class, options.seed, few_per_class=PER_CLASS
-        ).train,
+        read_parts(options.data, options.per_class, options.seed, few_per_class=PER_CLASS).train,
         scores=options.scores,
         target=DIGITS if options.data == EMBEDDED_DATA else options.data,
         resamples=options.resamples,

@@ -11,7 +11,6 @@ Those notes give no numbers; the thresholds here are named below, each with its 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -243,30 +242,16 @@ def check_input(
         brightness: the mean of the images that the network was trained on, as a share of the range
             from black to white; `None` where nobody knows.
     """
-    problems, said = [], []
     factor = None
     if size is not None and facts.sizes:
         factor = float(np.median([max(size[0] / h, size[1] / w) for h, w in facts.sizes]))
-        height, width = (int(np.median(sides)) for sides in zip(*facts.sizes, strict=True))
-        how = "are enlarged" if factor > 1 else "are reduced" if factor < 1 else "keep their size,"
-        said.append(f"images of {height}x{width} {how} {_times(factor)} for {size[0]}x{size[1]}")
-        if factor > MOST_ENLARGED:
-            problems.append(f"they have less detail than the network looks for ({factor:.1f}x)")
-        if factor < MOST_REDUCED:
-            problems.append(f"small things in them vanish ({factor:.2f}x)")
-    if channels is not None:
-        said.append(f"{facts.channels} channels for {channels}")
-        if channels != facts.channels:
-            what = "their colours are lost" if facts.channels > channels else "they have no colours"
-            problems.append(what)
-    said.append(f"brightness {facts.brightness:.2f} with a deviation of {facts.contrast:.2f}")
-    if brightness is not None:
-        said[-1] += f", for {brightness:.2f}"
-        if abs(facts.brightness - brightness) > MOST_BRIGHTNESS:
-            problems.append("they are much darker or brighter than the source's")
-    if facts.contrast < LEAST_CONTRAST:
-        problems.append("they are all but flat")
-    evidence = f"{_capital('; '.join(said))}."
+    parts = [
+        _size_part(facts, size, factor),
+        _channels_part(facts, channels),
+        _values_part(facts, brightness),
+    ]
+    problems = [problem for _, found in parts for problem in found]
+    evidence = f"{_capital('; '.join(said for said, _ in parts if said))}."
     if problems:
         evidence += f" {_capital('; '.join(problems))}."
     numbers = {
@@ -279,6 +264,42 @@ def check_input(
         "contrast": facts.contrast,
     }
     return Check(SAME_INPUT, not problems, evidence, numbers)
+
+
+# Each says what is so, and which problems there are.
+def _size_part(
+    facts: ImageFacts, size: tuple[int, int] | None, factor: float | None
+) -> tuple[str, list[str]]:
+    if size is None or factor is None:
+        return "", []
+    height, width = (int(np.median(sides)) for sides in zip(*facts.sizes, strict=True))
+    how = "are enlarged" if factor > 1 else "are reduced" if factor < 1 else "keep their size,"
+    said = f"images of {height}x{width} {how} {_times(factor)} for {size[0]}x{size[1]}"
+    if factor > MOST_ENLARGED:
+        return said, [f"they have less detail than the network looks for ({factor:.1f}x)"]
+    return said, [f"small things in them vanish ({factor:.2f}x)"] if factor < MOST_REDUCED else []
+
+
+def _channels_part(facts: ImageFacts, channels: int | None) -> tuple[str, list[str]]:
+    if channels is None:
+        return "", []
+    said = f"channels: {facts.channels} for {channels}"
+    if channels == facts.channels:
+        return said, []
+    lost = facts.channels > channels
+    return said, ["their colours are lost" if lost else "they have no colours"]
+
+
+def _values_part(facts: ImageFacts, brightness: float | None) -> tuple[str, list[str]]:
+    said = f"values from {facts.low:.2f} to {facts.high:.2f} with a mean of {facts.brightness:.2f}"
+    problems = []
+    if brightness is not None:
+        said += f", for {brightness:.2f}"
+        if abs(facts.brightness - brightness) > MOST_BRIGHTNESS:
+            problems.append("they are much darker or brighter than the source's")
+    if facts.contrast < LEAST_CONTRAST:
+        problems.append("they are all but flat")
+    return said, problems
 
 
 def check_amount(source_examples: int | None, examples: int, where: str = "") -> Check:

@@ -110,9 +110,7 @@ def fold_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
     return Interval(mean, mean - width, mean + width)
 
 
-def paired_interval(
-    first: np.ndarray, second: np.ndarray, confidence: float = 0.95
-) -> Interval:
+def paired_interval(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Interval:
     """How much more often one classifier is right than another, on the same held-out examples.
 
     Student's t interval for the mean of the differences, example by example. Tests on differences

@@ -41,7 +41,9 @@ def write_advice(advice: Advice, folder: str | Path) -> list[Path]:
     picture = png_bytes(advice_figure(advice))
     write_text(json.dumps(advice.to_dict(), indent=2, ensure_ascii=False) + "\n", paths[0])
     atomic_write(paths[1], lambda temporary: temporary.write_bytes(picture))
-    write_page(paths[2], f"Transfer from {advice.source} to {advice.target}?", _blocks(advice, picture))
+    write_page(
+        paths[2], f"Transfer from {advice.source} to {advice.target}?", _blocks(advice, picture)
+    )
     return paths
 
 
@@ -99,7 +101,7 @@ def _blocks(advice: Advice, picture: bytes) -> list[Block]:
         Table(["probe on", "accuracy", "low", "high"], rows),
         Text(
             f"{advice.examples:,} labelled images of {advice.classes} classes. The cases are those "
-            "of \"Transfer Learning\" in the notes of Stanford's CS231n, "
+            'of "Transfer Learning" in the notes of Stanford\'s CS231n, '
             "https://cs231n.github.io/transfer-learning/."
         ),
     ]

@@ -181,8 +181,8 @@ def _blocks(ranking: Ranking, ranks: bytes, agreement: bytes) -> list[Block]:
         Table([NAMES.get(name, name) for name in header], rows),
         Text(
             f"{ranking.examples} labelled images of {ranking.classes} classes; ranks over "
-            f"{ranking.resamples} resamples, seed {ranking.seed}. Higher scores are better; numbers "
-            "compare between candidates, not between scores."
+            f"{ranking.resamples} resamples, seed {ranking.seed}. Higher scores are better; "
+            "numbers compare between candidates, not between scores."
         ),
         *[Text("\n".join(missing)) for _ in missing[:1]],
         Heading("Agreement"),

@@ -115,7 +115,13 @@ def advise(
     count = len(given) if isinstance(given, Data) else len(given[1])
     known, where = (source_examples, "") if source_examples is not None else _known_data(source)
     probes = _probe(
-        source, examples, labels, probe_folds(labels, folds, seed), random_networks, seed, batch_size
+        source,
+        examples,
+        labels,
+        probe_folds(labels, folds, seed),
+        random_networks,
+        seed,
+        batch_size,
     )
     how = source.preprocess
     checks = (
@@ -181,7 +187,7 @@ RANDOM_SEED = 20_000
 
 
 def _known_data(model: Model) -> tuple[int | None, str]:
-    """How many images the weights were trained on and what they are called, as the receipt tells."""
+    """How many images the weights were trained on, and their name, as the receipt tells."""
     for note in model.receipt.notes:
         if match := DRAWN.match(note):
             return int(match[1]) * int(match[2]), "drawn characters"

@@ -36,7 +36,11 @@ def labelled_images(data: Any, most: int, seed: int, where: str) -> tuple[Data, 
     """
     examples = as_data(data)
     labels = examples.labels
-    if isinstance(labels, dict) or np.ndim(labels) != 1 or np.asarray(labels).dtype.kind not in "iu":
+    if (
+        isinstance(labels, dict)
+        or np.ndim(labels) != 1
+        or np.asarray(labels).dtype.kind not in "iu"
+    ):
         raise DataError(
             f"{where}: expected one class an example, found labels of another kind; give integers "
             "from 0 of shape (count,)"

@@ -257,9 +257,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def _measure(
-    score: str, evidence: _Evidence, folds: Sequence[Fold], drawn: np.ndarray
-) -> Measured:
+def _measure(score: str, evidence: _Evidence, folds: Sequence[Fold], drawn: np.ndarray) -> Measured:
     """A score's value, its values on the resamples, and its seconds."""
     if score in _OF_PROBABILITIES and evidence.probabilities is None:
         return Measured(None, reason=NO_HEAD)
