@@ -28,7 +28,6 @@ from jaxtransfer.errors import JaxTransferError as JaxTransferError
 from jaxtransfer.evaluate.advice import Advice as Advice
 from jaxtransfer.evaluate.arms import Arm as Arm
 from jaxtransfer.evaluate.budget import Budget as Budget
-from jaxtransfer.evaluate.comparison import Comparison as Comparison
 from jaxtransfer.evaluate.divergence import Divergence as Divergence
 from jaxtransfer.evaluate.divergence import first_divergence as first_divergence
 from jaxtransfer.evaluate.neighbours import NearestMean as NearestMean
@@ -39,6 +38,7 @@ from jaxtransfer.evaluate.predict import predict as predict
 from jaxtransfer.evaluate.pretrain import pretrain as pretrain
 from jaxtransfer.evaluate.probe import LinearProbe as LinearProbe
 from jaxtransfer.evaluate.probe import linear_probe as linear_probe
+from jaxtransfer.evaluate.results import Comparison as Comparison
 from jaxtransfer.formats import WordVectors as WordVectors
 from jaxtransfer.formats import inspect_weights as inspect_weights
 from jaxtransfer.formats import read_weights as read_weights

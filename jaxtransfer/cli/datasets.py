@@ -70,16 +70,20 @@ def read_parts(
     Raises:
         DataError: there is no such data, or it has too few examples.
     """
-    path = Path(name)
-    if name == EMBEDDED_DATA or not (
-        path.is_dir() or path.suffix == ".csv" or name.startswith(TFDS)
-    ):
+    if not is_files(name):
         return _few(read_arrays(name), few_per_class if per_class is None else per_class, seed)
     parts = _files(name)
     if per_class is None:
         return parts
     chosen = few_shot(parts.train.labels, per_class, seed)
     return parts._replace(train=parts.train.take(chosen))
+
+
+def is_files(name: str) -> bool:
+    """Whether `--data` names images in files: a folder, a table or a prepared dataset."""
+    path = Path(name)
+    is_stored = path.is_dir() or path.suffix == ".csv" or name.startswith(TFDS)
+    return name != EMBEDDED_DATA and is_stored
 
 
 def read_arrays(name: str) -> ArrayData:

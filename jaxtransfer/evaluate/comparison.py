@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from jaxtransfer.data import Data
 from jaxtransfer.errors import DataError, ModelError
 from jaxtransfer.evaluate.arms import DEFAULT_ARMS, NAIVE, SCRATCH, Arm, Initialise, as_arms
 from jaxtransfer.evaluate.budget import Budget, Search
-from jaxtransfer.evaluate.cost import RunCost
 from jaxtransfer.evaluate.curves import CurveSummary, evaluation_steps, summarise_curve
 from jaxtransfer.evaluate.draws import classes_of, draw_examples
 from jaxtransfer.evaluate.environment import environment
@@ -25,162 +20,16 @@ from jaxtransfer.evaluate.metrics import (
     mean_interval,
     nested_bootstrap_interval,
 )
+from jaxtransfer.evaluate.results import (
+    QUANTITIES,
+    TRANSFER,
+    ArmResult,
+    Comparison,
+    paired_differences,
+)
 from jaxtransfer.evaluate.runs import OnProgress, Run, Runner
 from jaxtransfer.evaluate.verdict import verdict
 from jaxtransfer.models import Model
-
-QUANTITIES = ("start", "slope", "asymptote")
-TRANSFER = "transfer"
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """What one arm did.
-
-    Attributes:
-        start, slope, asymptote: mean and 95 % interval over the seeds, by Student's t.
-        curves: for each seed the test accuracy at each of the comparison's `evaluated_at`.
-        learning_rate: the one that the search chose; `None` for the naive arm.
-        search: validation accuracy of each learning rate that was tried; `None` where the loss did
-            not stay finite.
-        versus_scratch: for start, slope and asymptote the mean difference to the scratch arm and
-            its 95 % interval, paired by seed; empty for a scratch arm and where there is none. Of
-            several scratch arms it is the one of the same source, else the first.
-        kind: "naive", "scratch" or "transfer".
-        plan: what trained, in order.
-        search_edge: "lowest" or "highest" where the best rate is that of all tried, extensions
-            included, so that one beyond it may be better still.
-        versus_naive: the same differences to always answering the majority class.
-        bootstrap: 95 % intervals without the assumption of a distribution: start, slope and
-            asymptote over the seeds by percentiles, and over seeds and test examples both
-            `asymptote over examples` and `versus_scratch over examples`.
-        cost: what one run costs; `None` for the naive arm.
-        ends: for each seed and each test example the share of the last fifth's measurements that
-            were right.
-    """
-
-    start: Interval
-    slope: Interval
-    asymptote: Interval
-    curves: tuple[tuple[float, ...], ...]
-    learning_rate: float | None = None
-    search: tuple[tuple[float, float | None], ...] = ()
-    versus_scratch: Mapping[str, Interval] = field(default_factory=dict)
-    kind: str = TRANSFER
-    plan: str = ""
-    search_edge: str | None = None
-    versus_naive: Mapping[str, Interval] = field(default_factory=dict)
-    bootstrap: Mapping[str, Interval] = field(default_factory=dict)
-    cost: RunCost | None = None
-    ends: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON can hold it, without the examples one by one."""
-        return {
-            "kind": self.kind,
-            "plan": self.plan,
-            **{key: _plain(getattr(self, key)) for key in QUANTITIES},
-            "versus_scratch": _plains(self.versus_scratch),
-            "versus_naive": _plains(self.versus_naive),
-            "bootstrap": _plains(self.bootstrap),
-            "learning_rate": self.learning_rate,
-            "search": [{"learning_rate": lr, "validation": value} for lr, value in self.search],
-            "search_edge": self.search_edge,
-            "cost": None if self.cost is None else self.cost.to_dict(),
-            "curves": [list(curve) for curve in self.curves],
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The outcome of `compare`.
-
-    Attributes:
-        arms: by name, in the order in which they are shown.
-        verdict: what they say together.
-        source, target: what was transferred from and to.
-        seeds: of the draws of training images, and of all else that is random.
-        budget: what every arm got.
-        evaluated_at: numbers of steps at which the test accuracy was measured.
-        starts: accuracy before training with the head rows of known classes reused, and with a new
-            head; empty where no arm starts from the source.
-        reused: names of the classes whose head rows were reused.
-        environment: versions and machine.
-        examples: how many the parts `train`, `validation` and `test` have; the validation part is
-            that of the search.
-    """
-
-    arms: Mapping[str, ArmResult]
-    verdict: str
-    source: str
-    target: str
-    seeds: tuple[int, ...]
-    budget: Budget
-    evaluated_at: tuple[int, ...]
-    starts: Mapping[str, Interval]
-    reused: tuple[str, ...]
-    environment: Mapping[str, str]
-    examples: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def steps(self) -> int:
-        """Training steps of each run."""
-        return self.evaluated_at[-1]
-
-    def difference(self, arm: str, other: str, quantity: str = "asymptote") -> Interval:
-        """How far one arm lies above another: mean and 95 % interval, paired by seed.
-
-        Args:
-            arm: its name.
-            other: the name of what it is compared with.
-            quantity: "start", "slope" or "asymptote".
-
-        Raises:
-            ModelError: there is no such arm or quantity.
-        """
-        unknown = [name for name in (arm, other) if name not in self.arms]
-        if unknown or quantity not in QUANTITIES:
-            raise ModelError(
-                f"difference: expected arms among {', '.join(self.arms)} and one of "
-                f"{', '.join(QUANTITIES)}, found {unknown or quantity}"
-            )
-        mine, theirs = (
-            [summarise_curve(self.evaluated_at, curve) for curve in self.arms[name].curves]
-            for name in (arm, other)
-        )
-        return _differences(mine, theirs)[quantity]
-
-    def bootstrap_difference(self, arm: str, other: str) -> Interval | None:
-        """How far one arm ends above another: mean and 95 % interval over seeds and test examples.
-
-        Args:
-            arm: its name.
-            other: the name of what it is compared with.
-
-        Returns:
-            The interval of `nested_bootstrap_interval`; `None` where the answers to single examples
-            are not known, as of the naive arm.
-        """
-        mine, theirs = self.arms[arm].ends, self.arms[other].ends
-        if not mine or not theirs:
-            return None
-        return nested_bootstrap_interval([a - b for a, b in zip(mine, theirs, strict=True)])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The comparison as JSON can hold it; bounds that one seed cannot give are `None`."""
-        return {
-            "arms": {name: arm.to_dict() for name, arm in self.arms.items()},
-            "verdict": self.verdict,
-            "source": self.source,
-            "target": self.target,
-            "seeds": list(self.seeds),
-            "budget": self.budget.to_dict(),
-            "examples": dict(self.examples),
-            "evaluated_at": list(self.evaluated_at),
-            "starts": _plains(self.starts),
-            "reused": list(self.reused),
-            "environment": dict(self.environment),
-        }
 
 
 def compare_arms(
@@ -237,7 +86,8 @@ def compare_arms(
     )
     draws = {seed: draw(seed) for seed in seeds}
     first, searched = draws[seeds[0]], draw(search_seed, is_search=True)
-    if len(budget.learning_rates) > 1 and not len(searched.validation):
+    is_searched = len(budget.learning_rates) > 1
+    if is_searched and not len(searched.validation):
         raise DataError(
             "compare: expected validation images to choose a learning rate by, found none; give "
             "validation=, lower per_class, or give the budget a single rate"
@@ -275,7 +125,7 @@ def compare_arms(
         environment=environment(),
         examples={
             "train": len(first.train),
-            "validation": len(searched.validation),
+            "validation": len(searched.validation) if is_searched else 0,
             "test": len(first.test),
         },
     )
@@ -331,7 +181,7 @@ def _result(
     versus = {}
     if reference is not None:
         others = outcomes[reference][1]
-        versus = _differences(mine, [summarise_curve(at, run.curve) for run in others])
+        versus = paired_differences(mine, [summarise_curve(at, run.curve) for run in others])
         bootstrap["versus_scratch over examples"] = nested_bootstrap_interval(
             [a.end - b.end for a, b in zip(runs, others, strict=True)]
         )
@@ -344,7 +194,7 @@ def _result(
         kind=SCRATCH if arm.from_scratch else TRANSFER,
         plan=runs[0].plan,
         search_edge=search.edge,
-        versus_naive=_differences(mine, naive),
+        versus_naive=paired_differences(mine, naive),
         bootstrap=bootstrap,
         cost=runs[0].cost_with([run.seconds for run in runs]),
         ends=tuple(run.end for run in runs),
@@ -359,17 +209,6 @@ def _intervals(summaries: Sequence[CurveSummary]) -> tuple[Interval, Interval, I
     return start, slope, asymptote
 
 
-def _differences(
-    mine: Sequence[CurveSummary], theirs: Sequence[CurveSummary]
-) -> dict[str, Interval]:
-    return {
-        key: mean_interval(
-            [getattr(a, key) - getattr(b, key) for a, b in zip(mine, theirs, strict=True)]
-        )
-        for key in QUANTITIES
-    }
-
-
 def _starts(runner: Runner, draws: Mapping[int, Any]) -> dict[str, Interval]:
     """Accuracy before training, with and without the head rows that the source has by name."""
     return {
@@ -378,11 +217,3 @@ def _starts(runner: Runner, draws: Mapping[int, Any]) -> dict[str, Interval]:
         )
         for label, reuse in (("reused_head", True), ("new_head", False))
     }
-
-
-def _plain(interval: Interval) -> dict[str, float | None]:
-    return {key: None if math.isnan(v) else v for key, v in interval._asdict().items()}
-
-
-def _plains(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
-    return {key: _plain(value) for key, value in intervals.items()}

@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 
 from jaxtransfer.evaluate.arms import NAIVE
-from jaxtransfer.evaluate.comparison import ArmResult, Comparison
 from jaxtransfer.evaluate.metrics import Interval
+from jaxtransfer.evaluate.results import ArmResult, Comparison
 from jaxtransfer.formats.output import make_folder, write_text
 from jaxtransfer.report.curves import plot_curves
 from jaxtransfer.report.page import Block, Figure, Heading, Table, Text, to_markdown, write_page
@@ -200,8 +200,8 @@ def _method(comparison: Comparison) -> str:
     rates = ", ".join(f"{rate:g}" for rate in budget.learning_rates)
     search = (
         f"Each tries {len(budget.learning_rates)} learning rates (by default {rates}) on a draw "
-        "of its own and keeps the one with the highest validation accuracy; where that lies on the "
-        f"edge of those tried, it may try one beyond it, {budget.extensions} times at most."
+        "of its own and keeps the one with the highest validation accuracy; where that is the "
+        f"lowest or highest tried, up to {budget.extensions} more beyond it follow, one by one."
         if len(budget.learning_rates) > 1
         else f"The learning rate is {rates} unless an arm has its own."
     )

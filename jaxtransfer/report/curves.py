@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.evaluate.arms import NAIVE
-from jaxtransfer.evaluate.comparison import ArmResult, Comparison
 from jaxtransfer.evaluate.curves import ASYMPTOTE_FROM
 from jaxtransfer.evaluate.metrics import mean_interval
+from jaxtransfer.evaluate.results import ArmResult, Comparison
 from jaxtransfer.formats import atomic_write
 
 # Told apart with all common kinds of colour vision: Okabe & Ito 2008, "Color Universal Design".
@@ -131,7 +131,7 @@ def _dress(axes: Any, comparison: Comparison) -> None:
     spread = "mean and 95 % interval of " if len(comparison.seeds) > 1 else ""
     seeds = f"{len(comparison.seeds)} seed{'s' if len(comparison.seeds) > 1 else ''}"
     title = f"{comparison.source} to {comparison.target}, {images}; {spread}{seeds}"
-    axes.set_title(textwrap.fill(title, 100), loc="left", fontsize=9, color=INK)
+    axes.set_title(textwrap.fill(title, 115), loc="left", fontsize=9, color=INK)
     axes.set_xlabel(f"training steps of {budget.batch_size} images", color=INK)
     axes.set_ylabel("test accuracy, %", color=INK)
     axes.set_ylim(0, 102)

@@ -16,13 +16,13 @@ from jaxtransfer.formats.output import write_text
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# A cell that is set to the right: a number with its spread, its unit and its bounds, or a dash for
-# none.
+# A cell that is set to the right: a number with its spread, its unit and its bounds, two bounds, or
+# a dash for none.
 _DIGITS = r"[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 _UNIT = r"(?:%|[A-Za-z]{1,6}(?:/[a-z]+)?)"
+_BOUNDS = rf"{_DIGITS}(?:, | to ){_DIGITS}"
 NUMBER = re.compile(
-    rf"{_DIGITS}(?:\s?±\s?{_DIGITS})?(?:\s?{_UNIT})?(?:\s?[\[(]{_DIGITS}(?:, | to ){_DIGITS}[\])])?"
-    "|[-–—]?"
+    rf"{_DIGITS}(?:\s?±\s?{_DIGITS})?(?:\s?{_UNIT})?(?:\s?[\[(]{_BOUNDS}[\])])?|{_BOUNDS}|[-–—]?"
 )
 
 # The colours of the dark scheme are those of the light one turned round; figures keep their white
@@ -51,6 +51,7 @@ td:first-child { font-weight: 500; }
 figure { margin: 1.2rem 0; }
 figure img { display: block; max-width: 100%; height: auto; background: #ffffff;
   border: 1px solid var(--line); border-radius: 4px; }
+@media (max-width: 40rem) { figure img { width: 38rem; max-width: none; } }
 figcaption { margin-top: .4rem; color: var(--soft); font-size: .9rem; }
 @media print { body { max-width: none; padding: 0; } .scroll { overflow: visible; } }
 """
@@ -207,7 +208,8 @@ def _html(block: Block) -> str:
     if isinstance(block, Figure):
         data, caption = base64.b64encode(block.png).decode("ascii"), html.escape(block.caption)
         return (
-            f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+            f'<figure><div class="scroll" tabindex="0"><img alt="{caption}" '
+            f'src="data:image/png;base64,{data}"></div>'
             f"<figcaption>{caption}</figcaption></figure>"
         )
     return _table(block)

@@ -10,7 +10,8 @@ from jaxtransfer.data import as_data, load_digits
 from jaxtransfer.errors import DataError
 from jaxtransfer.evaluate.arms import DEFAULT_ARMS, Initialise
 from jaxtransfer.evaluate.budget import Budget
-from jaxtransfer.evaluate.comparison import Comparison, compare_arms
+from jaxtransfer.evaluate.comparison import compare_arms
+from jaxtransfer.evaluate.results import Comparison
 from jaxtransfer.evaluate.runs import OnProgress
 from jaxtransfer.models import Model
 from jaxtransfer.transfer.loading import EMBEDDED_SOURCE, load
@@ -25,6 +26,7 @@ def compare(
     test: Any = None,
     validation: Any = None,
     classes: Sequence[str] | None = None,
+    name: str | None = None,
     target: str | None = None,
     arms: Sequence[str] | Mapping[str, Any] = DEFAULT_ARMS,
     budget: Budget | None = None,
@@ -46,6 +48,7 @@ def compare(
         test: test images like `data`; by default, for each seed, those that are not trained on.
         validation: images like `data` that learning rates are chosen by; by default some of `data`.
         classes: names of the classes, where labels are integers.
+        name: what the source is called in reports.
         target: what the data is called in reports.
         arms: which arms to run: names of recipes such as "probe" or "last(2)", "naive" and
             "scratch"; or a dict from names to these, to plans, or to `jt.Arm(…)`.
@@ -104,7 +107,7 @@ def compare(
         test=others[0],
         validation=others[1],
         names=(
-            model.spec.name if isinstance(source, Model) else str(source),
+            name or (model.spec.name if isinstance(source, Model) else str(source)),
             target or (DIGITS if data is None else "own data"),
         ),
         arms=arms,

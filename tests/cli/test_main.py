@@ -53,6 +53,8 @@ def test_compare_prints_the_table_and_the_verdict(source, tmp_path, capsys):
     assert report["verdict"].split()[0] in " ".join(out.split())
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
     assert (tmp_path / "out" / "report.md").read_text().startswith("# Does transfer help?")
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert "cost of one run" in out and "GFLOP" in out
 
 
 def test_compare_json_is_the_report_and_nothing_else(source, tmp_path, capsys):
@@ -60,6 +62,32 @@ def test_compare_json_is_the_report_and_nothing_else(source, tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "report.json").read_text())
     assert list(printed["arms"]) == ["naive", "probe"]
+
+
+@pytest.fixture(scope="module")
+def folder_of_images(source):
+    """Digits as image files, in the parts train and val."""
+    arrays = np.load(source / "digits.npz")
+    for part, first, last in (("train", 0, 24), ("val", 24, 36)):
+        for number in range(first, last):
+            label = int(arrays["labels"][number])
+            path = source / "images" / part / str(label) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = np.uint8(255 * arrays["images"][number, ..., 0])
+            Image.fromarray(image).resize((11, 11)).save(path)
+    return source / "images"
+
+
+def test_compare_takes_a_folder_of_images(source, folder_of_images, tmp_path, capsys):
+    arguments = ["compare", "--source", str(source / "model"), "--data", str(folder_of_images)]
+    arguments += ["--epochs", "0.5", "--batch-size", "4", "--seeds", "2", "--out", str(tmp_path)]
+    arguments += ["--learning-rates", "0.01", "--arms", "naive", "last(2)", "--image-size", "8"]
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["examples"] == {"train": 24, "validation": 0, "test": 12}
+    assert report["evaluated_at"][-1] == 3 and report["budget"]["per_class"] is None
+    assert report["arms"]["last(2)"]["plan"] == "last(2)"
+    assert report["target"] == str(folder_of_images)
 
 
 def test_finetune_saves_a_model_that_predict_uses(source, tmp_path, capsys):

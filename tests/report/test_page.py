@@ -11,7 +11,16 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from PIL import Image
 
 from jaxtransfer.errors import OutputError
-from jaxtransfer.report.page import Figure, Heading, Table, Text, png_bytes, to_html, write_page
+from jaxtransfer.report.page import (
+    Figure,
+    Heading,
+    Table,
+    Text,
+    png_bytes,
+    to_html,
+    to_markdown,
+    write_page,
+)
 
 VOID = {"meta", "img", "br"}
 
@@ -106,6 +115,7 @@ def test_whatever_is_written_is_text_and_never_markup(title, heading, text, cell
         (["81.2 ± 0.4", "-", "90.1"], True),
         (["0.9 (0.85 to 0.95)", "+1.2 [-0.1, 2.5]"], True),
         (["1,797", "2 images/s"], True),
+        (["+1.5 to +3.0", "-"], True),
         (["2026-11-22"], False),
         (["12 %", "1.5 MiB", "0.3 s"], True),
         (["1/2/conv", "3"], False),
@@ -134,6 +144,24 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         write_page(tmp_path / "file" / "page.html", "t", [])
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_markdown_has_the_same_blocks(png: bytes) -> None:
+    blocks = [
+        Text("Yes.", is_lead=True),
+        Heading("More"),
+        Table(["a", "b"], [[1, "x|y"]]),
+        Figure(png, "one"),
+        Figure(png, "two"),
+    ]
+    assert to_markdown("Title", blocks, ["a.png"]).split("\n\n") == [
+        "# Title",
+        "**Yes.**",
+        "## More",
+        "| a | b |\n| --- | --- |\n| 1 | x\\|y |",
+        "![one](a.png)",
+        "two\n",
+    ]
 
 
 def test_a_figure_becomes_a_png(png: bytes, tmp_path: Path) -> None:
