@@ -144,7 +144,9 @@ def as_array(values: Any) -> Array:
 def _not_finite(argument: str, values: Array) -> list[str]:
     if isinstance(values, Tracer) or not jnp.issubdtype(values.dtype, jnp.floating):
         return []
-    bad = int(np.size(values)) - int(jnp.sum(jnp.isfinite(values)))
+    # Arrays of JAX stay on their device.
+    finite = (np if isinstance(values, np.ndarray) else jnp).isfinite(values)
+    bad = int(np.size(values)) - int(finite.sum())
     return [f"finite {argument}, found {bad} values that are not"] if bad else []
 
 

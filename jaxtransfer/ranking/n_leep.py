@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from jaxtransfer.errors import DataError
 from jaxtransfer.ranking.inputs import (
@@ -18,6 +17,7 @@ from jaxtransfer.ranking.inputs import (
 )
 from jaxtransfer.ranking.leep import expected_prediction
 from jaxtransfer.ranking.mixture import fit_mixture, log_joint
+from jaxtransfer.ranking.spectrum import principal_components
 
 COMPONENTS_PER_CLASS = 5
 ENERGY = 0.8
@@ -86,22 +86,3 @@ def _n_leep(
     reduced = principal_components(features, ENERGY)
     logs = log_joint(reduced, fit_mixture(reduced, key, components))
     return expected_prediction(jax.nn.softmax(logs, axis=1), labels, num_classes)
-
-
-def principal_components(features: jax.Array, energy: float) -> jax.Array:
-    """Centred features along their principal directions, the largest variance last.
-
-    Directions beyond the fewest that hold the share `energy` of the variance become 0, so that
-    shapes do not depend on values: the result has min(count, features) columns.
-    """
-    count, size = features.shape
-    features = features - jnp.mean(features, axis=0)
-    if count > size:
-        variances, vectors = jnp.linalg.eigh(features.T @ features)
-        scores = features @ vectors
-    else:
-        variances, vectors = jnp.linalg.eigh(features @ features.T)
-        scores = vectors * jnp.sqrt(jnp.maximum(variances, 0))
-    # What the directions up to each one hold together, that one included.
-    below = jnp.cumsum(jnp.maximum(variances, 0))
-    return jnp.where(below > (1 - energy) * below[-1], scores, 0)

@@ -7,7 +7,7 @@ from sklearn.mixture import GaussianMixture
 
 from jaxtransfer.errors import DataError
 from jaxtransfer.ranking import leep, n_leep
-from jaxtransfer.ranking.n_leep import principal_components
+from jaxtransfer.ranking.spectrum import principal_components
 
 KEY = jax.random.key(0)
 
