@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 import jaxtransfer as jt
-from jaxtransfer.evaluate.comparison import environment
+from jaxtransfer.evaluate.environment import environment
 from jaxtransfer.evaluate.metrics import accuracy
 from jaxtransfer.ranking.table import weighted_tau
 from jaxtransfer.transfer.probing import with_random_weights

@@ -142,7 +142,7 @@ def agreement_figure(ranking: Ranking) -> Any:
     axes = figure.add_subplot()
     numbers = np.array([[np.nan if v is None else v for v in row] for row in values])
     colours = LinearSegmentedColormap.from_list("agreement", (BASELINE, "#FFFFFF", CANDIDATE))
-    colours.set_bad(NOTHING)
+    colours = colours.with_extremes(bad=NOTHING)
     axes.imshow(numbers, cmap=colours, vmin=-1, vmax=1)
     for row, column in np.ndindex(numbers.shape):
         value = values[row][column]

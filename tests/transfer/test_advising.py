@@ -31,9 +31,8 @@ def test_glyphs_are_advised_for_digits(advice):
     assert (advice.source, advice.target, advice.classes) == ("checkpoints/glyphs", "digits", 10)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_random_weights_are_not(few, seed):
-    random = with_random_weights(jt.load("checkpoints/glyphs"), seed)
+def test_random_weights_are_not(few):
+    random = with_random_weights(jt.load("checkpoints/glyphs"), 0)
     advice = jt.advise(random, few)
     assert not advice.transfer and advice.case == UNHELPFUL
     assert advice.checks[1].met is None
@@ -47,18 +46,18 @@ def test_shuffled_labels_and_constant_images_show_that_features_do_not_help(few)
         assert "No probe beats the majority answer" in str(advice)
 
 
-def test_the_same_call_gives_the_same_advice(few, advice):
-    assert jt.advise("checkpoints/glyphs", few, target="digits").to_dict() == advice.to_dict()
+def test_amounts_are_of_all_images_and_probes_of_some_always_the_same(few):
+    def run():
+        return jt.advise(
+            "checkpoints/glyphs",
+            (few.images, few.labels.tolist()),
+            source_examples=100,
+            max_examples=60,
+            random_networks=0,
+        )
 
-
-def test_amounts_are_of_all_images_and_probes_of_some(few):
-    advice = jt.advise(
-        "checkpoints/glyphs",
-        (few.images, few.labels.tolist()),
-        source_examples=100,
-        max_examples=60,
-        random_networks=0,
-    )
+    advice = run()
+    assert advice.to_dict() == run().to_dict()
     assert advice.examples == 200 and advice.checks[1].met is False
     assert "random weights" not in advice.accuracies
 
