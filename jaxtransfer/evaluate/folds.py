@@ -126,4 +126,5 @@ def paired_interval(first: np.ndarray, second: np.ndarray, confidence: float = 0
     >>> [round(x, 2) for x in paired_interval(np.ones(4, bool), np.array([True, False] * 2))]
     [0.5, -0.42, 1.42]
     """
-    return mean_interval(np.asarray(first, float) - np.asarray(second, float), confidence)
+    differences = np.asarray(first, float) - np.asarray(second, float)
+    return mean_interval(differences.tolist(), confidence)

@@ -77,7 +77,7 @@ class Ranking:
         """Each candidate's mean rank over the scores that all candidates have."""
         shared = [row for row in self.ranks.values() if None not in row.values()]
         return {
-            name: float(np.mean([row[name] for row in shared])) if shared else math.nan
+            name: sum(row[name] or 0 for row in shared) / len(shared) if shared else math.nan
             for name in self.candidates
         }
 
@@ -260,4 +260,4 @@ def weighted_tau(first: Sequence[float], second: Sequence[float]) -> float | Non
 
     if len(first) < LEAST_COMMON or len(set(first)) == 1 or len(set(second)) == 1:
         return None
-    return round(float(stats.weightedtau(first, second).statistic), 12)
+    return round(float(stats.weightedtau(first, second)[0]), 12)

@@ -12,11 +12,10 @@ import numpy as np
 
 from jaxtransfer.data import Data, load_digits
 from jaxtransfer.errors import DataError
-from jaxtransfer.evaluate.advice import (
-    Advice,
+from jaxtransfer.evaluate.advice import Advice, advice_from
+from jaxtransfer.evaluate.conditions import (
     ImageFacts,
     Probes,
-    advice_from,
     check_amount,
     check_features,
     check_input,

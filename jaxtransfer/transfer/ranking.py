@@ -44,13 +44,14 @@ class _Evidence:
 
     Attributes:
         features: what enters the head, shape (count, channels).
-        probabilities: of the source's classes, shape (count, source classes), if it has a head.
+        probabilities: of the source's classes, shape (count, source classes); `None` where it has
+            no head.
         labels: the target's classes, shape (count,).
         seed: of what a score draws.
     """
 
     features: np.ndarray
-    probabilities: np.ndarray | None
+    probabilities: Any
     labels: np.ndarray
     seed: int
 
@@ -66,7 +67,7 @@ class _Evidence:
 
 
 def _nce(evidence: _Evidence) -> Any:
-    probabilities: Any = evidence.probabilities
+    probabilities = evidence.probabilities
     # The number of classes is said, since not every resample has an answer of the last one.
     return nce(
         probabilities.argmax(axis=1), evidence.labels, num_source_classes=probabilities.shape[1]

@@ -12,10 +12,12 @@ from jaxtransfer.evaluate.advice import (
     SMALL_SIMILAR,
     UNHELPFUL,
     Advice,
+    advice_from,
+)
+from jaxtransfer.evaluate.conditions import (
     Check,
     ImageFacts,
     Probes,
-    advice_from,
     better_stage,
     check_amount,
     check_features,

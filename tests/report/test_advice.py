@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from jaxtransfer.errors import OutputError
-from jaxtransfer.evaluate.advice import SMALL_SIMILAR, Advice, Check
+from jaxtransfer.evaluate.advice import SMALL_SIMILAR, Advice
+from jaxtransfer.evaluate.conditions import Check
 from jaxtransfer.evaluate.metrics import Interval
 from jaxtransfer.report.advice import MAJORITY, RANDOM, STAGE, write_advice
 
