@@ -105,8 +105,8 @@ def main() -> None:
     options = parser.parse_args()
     features, labels = make_data(options.count, options.size, options.classes)
     cases: dict[str, Callable[[], float]] = {
-        "jaxtransfer, with compilation": lambda: logme(features, labels),
-        "jaxtransfer, compiled": lambda: logme(features, labels),
+        "jaxtransfer, with compilation": lambda: float(logme(features, labels)),
+        "jaxtransfer, compiled": lambda: float(logme(features, labels)),
         "NumPy, X'X decomposed": lambda: published(features, labels, decompose_gram),
         "NumPy, features decomposed": lambda: published(features, labels, decompose_features),
     }

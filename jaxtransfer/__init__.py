@@ -6,6 +6,7 @@
 62
 """
 
+from jaxtransfer import ranking as ranking
 from jaxtransfer.data import ArrayData as ArrayData
 from jaxtransfer.data import Loader as Loader
 from jaxtransfer.data import StoredData as StoredData
