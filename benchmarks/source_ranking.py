@@ -27,7 +27,7 @@ import numpy as np
 import jaxtransfer as jt
 from jaxtransfer.evaluate.environment import environment
 from jaxtransfer.evaluate.metrics import accuracy
-from jaxtransfer.ranking.table import weighted_tau
+from jaxtransfer.ranking.table import agreement
 from jaxtransfer.transfer.probing import with_random_weights
 from jaxtransfer.transfer.ranking import SCORES
 
@@ -125,7 +125,7 @@ def _finetune(source: jt.Model, plan: str, rate: float, train: Any, test: Any, s
 
 def _tau(scores: Mapping[str, float | None], accuracies: Mapping[str, float]) -> float | None:
     pairs = [(s, accuracies[name]) for name, s in scores.items() if s is not None]
-    return weighted_tau([score for score, _ in pairs], [value for _, value in pairs])
+    return agreement([score for score, _ in pairs], [value for _, value in pairs])
 
 
 # ---------------------------------------------------------------------------------------------

@@ -40,7 +40,6 @@ FAR_MORE = 10
 """So many times more images the source must have: "a lot more" would else be a matter of taste."""
 
 
-
 @dataclass(frozen=True)
 class Check:
     """One condition and its evidence.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.errors import DataError
+from jaxtransfer.ranking.agreement import weighted_kendall
 
 CONFIDENCE = 0.95
 
@@ -241,23 +242,18 @@ def _intervals(
 def _agree(first: Mapping[str, float | None], second: Mapping[str, float | None]) -> float | None:
     pairs = [(a, second[name]) for name, a in first.items()]
     both = [(a, b) for a, b in pairs if a is not None and b is not None]
-    return weighted_tau([a for a, _ in both], [b for _, b in both])
+    return agreement([a for a, _ in both], [b for _, b in both])
 
 
-def weighted_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Weighted Kendall tau between two scores: 1 for the same order, -1 for the reverse.
+def agreement(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """How far two scores agree on the order: `weighted_kendall`, where that says anything.
 
-    Pairs near the top weigh more: hyperbolic, additive weights. `None` for fewer than three
-    candidates, or where a score is the same for all.
+    `None` for fewer than three candidates, or where a score is the same for all. You et al. 2021,
+    "LogME" (arXiv 2102.11005), section 5, compare scores by the same measure.
 
-    Source: Vigna 2015, "A Weighted Correlation Index for Rankings with Ties" (arXiv 1404.3325); You
-    et al. 2021, "LogME" (arXiv 2102.11005), section 5, compare scores by it.
-
-    >>> weighted_tau([0.1, 0.5, 0.9], [1.0, 2.0, 3.0])
+    >>> agreement([0.1, 0.5, 0.9], [1.0, 2.0, 3.0])
     1.0
     """
-    from scipy import stats
-
     if len(first) < LEAST_COMMON or len(set(first)) == 1 or len(set(second)) == 1:
         return None
-    return round(float(stats.weightedtau(first, second)[0]), 12)
+    return round(weighted_kendall(first, second), 12)

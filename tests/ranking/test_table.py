@@ -10,10 +10,10 @@ from jaxtransfer.errors import DataError
 from jaxtransfer.ranking.table import (
     Measured,
     Ranking,
+    agreement,
     rank_of,
     stratified_resamples,
     summarise,
-    weighted_tau,
 )
 
 
@@ -93,13 +93,13 @@ def test_no_candidate_is_refused():
         ranking({})
 
 
-def test_agreement_is_scipys_weighted_tau(found):
+def test_agreement_is_scipys_agreement(found):
     assert found.agreement["x"]["x"] == 1 and found.agreement["x"]["z"] is None
     first, second = [0.3, 0.9, 0.1, 0.5], [1.0, 4.0, 3.0, 2.0]
-    assert weighted_tau(first, second) == pytest.approx(stats.weightedtau(first, second)[0])
-    assert weighted_tau(first, [-value for value in first]) == -1
-    assert weighted_tau([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
-    assert weighted_tau([1.0, 2.0], [1.0, 2.0]) is None
+    assert agreement(first, second) == pytest.approx(stats.weightedtau(first, second)[0])
+    assert agreement(first, [-value for value in first]) == -1
+    assert agreement([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+    assert agreement([1.0, 2.0], [1.0, 2.0]) is None
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(0, 5))
