@@ -236,10 +236,10 @@ def check_features(probes: Probes) -> Check:
         "over_random_high": over_random.high,
         "errors_avoided": avoided,
     }
-    difference = ", ".join(f"{100 * value:+.1f}" for value in over_random[1:])
+    difference = " to ".join(f"{100 * value:+.1f}" for value in over_random[1:])
     evidence += (
         f", and one on the best of {len(probes.random)} networks with random weights "
-        f"{_percent(random)}: {100 * over_random.mean:+.1f} points ({difference})."
+        f"{_percent(random)}: {100 * over_random.mean:+.1f} points, 95 % interval {difference}."
     )
     if over_majority.low <= 0 or avoided < LEAST_AVOIDED:
         return Check(HELPFUL, False, evidence, numbers)

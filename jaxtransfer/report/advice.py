@@ -87,7 +87,7 @@ def _label(name: str, advice: Advice) -> str:
 
 def _blocks(advice: Advice, picture: bytes) -> list[Block]:
     rows = [
-        (_label(name, advice), *(f"{100 * value:.1f} %" for value in interval))
+        (_label(name, advice), *(f"{100 * min(max(value, 0), 1):.1f} %" for value in interval))
         for name, interval in advice.accuracies.items()
     ]
     checks = [(check.name, MET[check.met], check.evidence) for check in advice.checks]

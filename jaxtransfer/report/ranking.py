@@ -36,7 +36,7 @@ CAPTION = (
 )
 AGREEMENT_CAPTION = (
     "How far two scores agree on the order: weighted Kendall tau, 1 for the same order, -1 for the "
-    "reverse; a dash where they share fewer than three candidates."
+    "reverse; a dash, or no row, where they share fewer than three candidates."
 )
 
 
@@ -134,7 +134,9 @@ def agreement_figure(ranking: Ranking) -> Any:
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure as Canvas
 
-    scores = list(ranking.agreement)
+    # A score that few candidates have agrees with none, not even with itself.
+    known = [score for score, row in ranking.agreement.items() if row[score] is not None]
+    scores = known or list(ranking.agreement)
     names = [NAMES.get(score, score) for score in scores]
     values = [[ranking.agreement[a][b] for b in scores] for a in scores]
     side = 1.8 + 0.62 * len(scores)
@@ -164,10 +166,15 @@ def _title(figure: Any, text: str) -> None:
 
 
 def _blocks(ranking: Ranking, ranks: bytes, agreement: bytes) -> list[Block]:
-    header, *rows = ranking.table()
+    means = ranking.mean_ranks
+    order = sorted(ranking.candidates, key=lambda name: means[name])
+    rows = [
+        (name, *(_number(row[name]) for row in ranking.scores.values()), f"{means[name]:.1f}")
+        for name in order
+    ]
     seconds_header = ("candidate", *ranking.seconds)
     seconds = [
-        (name, *(_seconds(row[name]) for row in ranking.seconds.values()))
+        (name, *(_number(row[name]) for row in ranking.seconds.values()))
         for name in ranking.candidates
     ]
     missing = [
@@ -178,7 +185,9 @@ def _blocks(ranking: Ranking, ranks: bytes, agreement: bytes) -> list[Block]:
         Text(sentence(ranking), is_lead=True),
         Figure(ranks, CAPTION),
         Heading("Scores"),
-        Table([NAMES.get(name, name) for name in header], rows),
+        Table(
+            ["candidate", *(NAMES.get(name, name) for name in ranking.scores), "mean rank"], rows
+        ),
         Text(
             f"{ranking.examples} labelled images of {ranking.classes} classes; ranks over "
             f"{ranking.resamples} resamples, seed {ranking.seed}. Higher scores are better; "
@@ -192,5 +201,5 @@ def _blocks(ranking: Ranking, ranks: bytes, agreement: bytes) -> list[Block]:
     ]
 
 
-def _seconds(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
