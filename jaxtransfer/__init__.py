@@ -27,6 +27,7 @@ from jaxtransfer.data import split_classes as split_classes
 from jaxtransfer.data import stratified_split as stratified_split
 from jaxtransfer.data import tfds_data as tfds_data
 from jaxtransfer.errors import JaxTransferError as JaxTransferError
+from jaxtransfer.evaluate.advice import Advice as Advice
 from jaxtransfer.evaluate.arms import Arm as Arm
 from jaxtransfer.evaluate.budget import Budget as Budget
 from jaxtransfer.evaluate.calibration import Calibration as Calibration
@@ -71,6 +72,7 @@ from jaxtransfer.evaluate.probe import linear_probe as linear_probe
 from jaxtransfer.evaluate.stages import StageProbes as StageProbes
 from jaxtransfer.evaluate.stages import probe_stages as probe_stages
 from jaxtransfer.evaluate.stages import stage_features as stage_features
+from jaxtransfer.evaluate.results import Comparison as Comparison
 from jaxtransfer.formats import WordVectors as WordVectors
 from jaxtransfer.formats import inspect_weights as inspect_weights
 from jaxtransfer.formats import read_weights as read_weights
@@ -108,6 +110,7 @@ from jaxtransfer.partition import probe as probe
 from jaxtransfer.partition import surgical as surgical
 from jaxtransfer.report import plot_confusion as plot_confusion
 from jaxtransfer.report import plot_grad_cam as plot_grad_cam
+from jaxtransfer.ranking.table import Ranking as Ranking
 from jaxtransfer.report import plot_learning_rates as plot_learning_rates
 from jaxtransfer.report import plot_most_confused as plot_most_confused
 from jaxtransfer.report import plot_nearest_images as plot_nearest_images
@@ -177,9 +180,11 @@ from jaxtransfer.train import recalibrate_stats as recalibrate_stats
 from jaxtransfer.train import squared_error as squared_error
 from jaxtransfer.train import tensorboard_writer as tensorboard_writer
 from jaxtransfer.transfer import Result as Result
+from jaxtransfer.transfer import advise as advise
 from jaxtransfer.transfer import compare as compare
 from jaxtransfer.transfer import finetune as finetune
 from jaxtransfer.transfer import load as load
+from jaxtransfer.transfer import rank as rank
 from jaxtransfer.tree import diff as diff
 from jaxtransfer.tree import leaf_names as leaf_names
 from jaxtransfer.tree import merge as merge

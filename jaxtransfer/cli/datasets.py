@@ -41,7 +41,7 @@ class Parts(NamedTuple):
     test: Data
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
+def add_data(parser: argparse.ArgumentParser, few_per_class: int = PER_CLASS) -> None:
     """`--data` and `--per-class`: the labelled images to train on."""
     parser.add_argument(
         "--data",
@@ -55,11 +55,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--per-class",
         type=int,
         metavar="N",
-        help=f"training images of each class (default: {PER_CLASS} of arrays, all of files)",
+        help=f"training images of each class (default: {few_per_class} of arrays, all of files)",
     )
 
 
-def read_parts(name: str, per_class: int | None, seed: int) -> Parts:
+def read_parts(
+    name: str, per_class: int | None, seed: int, few_per_class: int = PER_CLASS
+) -> Parts:
     """The parts of the data that `--data` names.
 
     Where the data has no parts of its own, a fifth of the examples of each class is for testing;
@@ -69,7 +71,7 @@ def read_parts(name: str, per_class: int | None, seed: int) -> Parts:
         DataError: there is no such data, or it has too few examples.
     """
     if not is_files(name):
-        return _few(read_arrays(name), PER_CLASS if per_class is None else per_class, seed)
+        return _few(read_arrays(name), few_per_class if per_class is None else per_class, seed)
     parts = _files(name)
     if per_class is None:
         return parts

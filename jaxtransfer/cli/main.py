@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from jaxtransfer.cli import (
+    advise,
     compare,
     convert,
     finetune,
@@ -18,10 +19,17 @@ from jaxtransfer.cli import (
     pretrain,
 )
 from jaxtransfer.cli import compare, convert, finetune, inspect, models, predict, pretrain, probe
+    models,
+    predict,
+    pretrain,
+    rank,
+)
 from jaxtransfer.cli.common import HelpFormatter
 from jaxtransfer.errors import JaxTransferError
 
 COMMANDS = {
+    "rank": rank,
+    "advise": advise,
     "compare": compare,
     "probe": probe,
     "finetune": finetune,
