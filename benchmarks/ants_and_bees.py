@@ -31,8 +31,8 @@ RATES = {
     "full": (1e-4, 3e-4, 1e-3),
     "scratch": (1e-3, 3e-3, 1e-2),
 }
-# Of `lp_ft` the head gets half of the steps, since so few do not suffice to train it in a quarter of
-# them; the network then trains at 3e-5, 1e-4 or 3e-4.
+# Of `lp_ft` the head gets half of the steps: there are few. The network then trains at 3e-5, 1e-4
+# or 3e-4.
 HEAD_SHARE, NETWORK_SCALE = 0.5, 0.003
 SEARCH_SEED = 100
 

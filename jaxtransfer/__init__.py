@@ -39,6 +39,8 @@ from jaxtransfer.evaluate.confusion import confusion_matrix as confusion_matrix
 from jaxtransfer.evaluate.confusion import most_confused as most_confused
 from jaxtransfer.evaluate.divergence import Divergence as Divergence
 from jaxtransfer.evaluate.divergence import first_divergence as first_divergence
+from jaxtransfer.evaluate.few_shot import FewShotCurve as FewShotCurve
+from jaxtransfer.evaluate.few_shot import few_shot_curve as few_shot_curve
 from jaxtransfer.evaluate.forgetting import Forgetting as Forgetting
 from jaxtransfer.evaluate.forgetting import forgetting as forgetting
 from jaxtransfer.evaluate.interpret import Interpretation as Interpretation
@@ -46,21 +48,6 @@ from jaxtransfer.evaluate.interpret import interpret as interpret
 from jaxtransfer.evaluate.interpret import interpret_logits as interpret_logits
 from jaxtransfer.evaluate.interpret import with_classes as with_classes
 from jaxtransfer.evaluate.layerwise import Transferability as Transferability
-from jaxtransfer.evaluate.predict import predict as predict
-from jaxtransfer.evaluate.pretrain import pretrain as pretrain
-from jaxtransfer.evaluate.results import Comparison as Comparison
-from jaxtransfer.evaluate.saliency import grad_cam as grad_cam
-from jaxtransfer.evaluate.saliency import seen_images as seen_images
-from jaxtransfer.evaluate.similar import NearestImages as NearestImages
-from jaxtransfer.evaluate.similar import nearest_images as nearest_images
-from jaxtransfer.evaluate.temperature import temperature_scaling as temperature_scaling
-from jaxtransfer.evaluate.top_losses import TopLosses as TopLosses
-from jaxtransfer.evaluate.top_losses import top_losses as top_losses
-from jaxtransfer.evaluate.transferability import (
-    transferability_by_layer as transferability_by_layer,
-)
-from jaxtransfer.evaluate.few_shot import FewShotCurve as FewShotCurve
-from jaxtransfer.evaluate.few_shot import few_shot_curve as few_shot_curve
 from jaxtransfer.evaluate.neighbours import NearestMean as NearestMean
 from jaxtransfer.evaluate.neighbours import NearestNeighbours as NearestNeighbours
 from jaxtransfer.evaluate.neighbours import nearest_mean as nearest_mean
@@ -69,10 +56,20 @@ from jaxtransfer.evaluate.predict import predict as predict
 from jaxtransfer.evaluate.pretrain import pretrain as pretrain
 from jaxtransfer.evaluate.probe import LinearProbe as LinearProbe
 from jaxtransfer.evaluate.probe import linear_probe as linear_probe
+from jaxtransfer.evaluate.results import Comparison as Comparison
+from jaxtransfer.evaluate.saliency import grad_cam as grad_cam
+from jaxtransfer.evaluate.saliency import seen_images as seen_images
+from jaxtransfer.evaluate.similar import NearestImages as NearestImages
+from jaxtransfer.evaluate.similar import nearest_images as nearest_images
 from jaxtransfer.evaluate.stages import StageProbes as StageProbes
 from jaxtransfer.evaluate.stages import probe_stages as probe_stages
 from jaxtransfer.evaluate.stages import stage_features as stage_features
-from jaxtransfer.evaluate.results import Comparison as Comparison
+from jaxtransfer.evaluate.temperature import temperature_scaling as temperature_scaling
+from jaxtransfer.evaluate.top_losses import TopLosses as TopLosses
+from jaxtransfer.evaluate.top_losses import top_losses as top_losses
+from jaxtransfer.evaluate.transferability import (
+    transferability_by_layer as transferability_by_layer,
+)
 from jaxtransfer.formats import WordVectors as WordVectors
 from jaxtransfer.formats import inspect_weights as inspect_weights
 from jaxtransfer.formats import read_weights as read_weights
@@ -108,19 +105,18 @@ from jaxtransfer.partition import lp_ft as lp_ft
 from jaxtransfer.partition import norm_only as norm_only
 from jaxtransfer.partition import probe as probe
 from jaxtransfer.partition import surgical as surgical
-from jaxtransfer.report import plot_confusion as plot_confusion
-from jaxtransfer.report import plot_grad_cam as plot_grad_cam
 from jaxtransfer.ranking.table import Ranking as Ranking
+from jaxtransfer.report import plot_confusion as plot_confusion
+from jaxtransfer.report import plot_few_shot as plot_few_shot
+from jaxtransfer.report import plot_grad_cam as plot_grad_cam
 from jaxtransfer.report import plot_learning_rates as plot_learning_rates
 from jaxtransfer.report import plot_most_confused as plot_most_confused
 from jaxtransfer.report import plot_nearest_images as plot_nearest_images
 from jaxtransfer.report import plot_reliability as plot_reliability
+from jaxtransfer.report import plot_stages as plot_stages
 from jaxtransfer.report import plot_top_losses as plot_top_losses
 from jaxtransfer.report import plot_transferability as plot_transferability
 from jaxtransfer.report import write_interpretation as write_interpretation
-from jaxtransfer.report import plot_few_shot as plot_few_shot
-from jaxtransfer.report import plot_learning_rates as plot_learning_rates
-from jaxtransfer.report import plot_stages as plot_stages
 from jaxtransfer.surgery import Activation as Activation
 from jaxtransfer.surgery import BatchNorm as BatchNorm
 from jaxtransfer.surgery import Dense as Dense
@@ -139,8 +135,8 @@ from jaxtransfer.surgery import stack_blocks as stack_blocks
 from jaxtransfer.surgery import truncate as truncate
 from jaxtransfer.surgery import unstack as unstack
 from jaxtransfer.surgery import unstack_blocks as unstack_blocks
-from jaxtransfer.surgery import with_temperature as with_temperature
 from jaxtransfer.surgery import with_head as with_head
+from jaxtransfer.surgery import with_temperature as with_temperature
 from jaxtransfer.train import BFLOAT16 as BFLOAT16
 from jaxtransfer.train import FLOAT16 as FLOAT16
 from jaxtransfer.train import FLOAT32 as FLOAT32

@@ -17,21 +17,19 @@ from jaxtransfer.cli import (
     models,
     predict,
     pretrain,
-)
-from jaxtransfer.cli import compare, convert, finetune, inspect, models, predict, pretrain, probe
-    models,
-    predict,
-    pretrain,
+    probe,
     rank,
+    sweep,
 )
 from jaxtransfer.cli.common import HelpFormatter
 from jaxtransfer.errors import JaxTransferError
 
 COMMANDS = {
-    "rank": rank,
     "advise": advise,
+    "rank": rank,
     "compare": compare,
     "probe": probe,
+    "sweep": sweep,
     "finetune": finetune,
     "predict": predict,
     "interpret": interpret,

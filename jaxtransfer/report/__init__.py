@@ -1,7 +1,7 @@
 """Comparisons as plots and pages."""
 
-from jaxtransfer.report.calibration import plot_reliability as plot_reliability
 from jaxtransfer.report.advice import write_advice as write_advice
+from jaxtransfer.report.calibration import plot_reliability as plot_reliability
 from jaxtransfer.report.comparison import write_comparison as write_comparison
 from jaxtransfer.report.confusion import plot_confusion as plot_confusion
 from jaxtransfer.report.confusion import plot_most_confused as plot_most_confused
@@ -16,8 +16,8 @@ from jaxtransfer.report.page import Table as Table
 from jaxtransfer.report.page import Text as Text
 from jaxtransfer.report.page import png_bytes as png_bytes
 from jaxtransfer.report.page import write_page as write_page
-from jaxtransfer.report.transferability import plot_transferability as plot_transferability
 from jaxtransfer.report.probes import plot_few_shot as plot_few_shot
 from jaxtransfer.report.probes import plot_stages as plot_stages
 from jaxtransfer.report.probes import write_probe_report as write_probe_report
 from jaxtransfer.report.ranking import write_ranking as write_ranking
+from jaxtransfer.report.transferability import plot_transferability as plot_transferability
