@@ -88,12 +88,14 @@ from jaxtransfer.surgery import unstack_blocks as unstack_blocks
 from jaxtransfer.train import BFLOAT16 as BFLOAT16
 from jaxtransfer.train import FLOAT16 as FLOAT16
 from jaxtransfer.train import FLOAT32 as FLOAT32
+from jaxtransfer.train import Configuration as Configuration
 from jaxtransfer.train import Event as Event
 from jaxtransfer.train import LearningRates as LearningRates
 from jaxtransfer.train import LossScaling as LossScaling
 from jaxtransfer.train import Precision as Precision
 from jaxtransfer.train import Proof as Proof
 from jaxtransfer.train import Sharding as Sharding
+from jaxtransfer.train import Sweep as Sweep
 from jaxtransfer.train import TrainState as TrainState
 from jaxtransfer.train import TrainStep as TrainStep
 from jaxtransfer.train import absolute_error as absolute_error
@@ -126,6 +128,7 @@ from jaxtransfer.transfer import Result as Result
 from jaxtransfer.transfer import compare as compare
 from jaxtransfer.transfer import finetune as finetune
 from jaxtransfer.transfer import load as load
+from jaxtransfer.transfer import sweep as sweep
 from jaxtransfer.tree import diff as diff
 from jaxtransfer.tree import leaf_names as leaf_names
 from jaxtransfer.tree import merge as merge
