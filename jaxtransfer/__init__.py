@@ -67,6 +67,7 @@ from jaxtransfer.partition import norm_only as norm_only
 from jaxtransfer.partition import probe as probe
 from jaxtransfer.partition import surgical as surgical
 from jaxtransfer.report import plot_learning_rates as plot_learning_rates
+from jaxtransfer.report import plot_sweep as plot_sweep
 from jaxtransfer.surgery import Activation as Activation
 from jaxtransfer.surgery import BatchNorm as BatchNorm
 from jaxtransfer.surgery import Dense as Dense

@@ -7,13 +7,23 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from jaxtransfer.cli import compare, convert, finetune, inspect, models, predict, pretrain
+from jaxtransfer.cli import (
+    compare,
+    convert,
+    finetune,
+    inspect,
+    models,
+    predict,
+    pretrain,
+    sweep,
+)
 from jaxtransfer.cli.common import HelpFormatter
 from jaxtransfer.errors import JaxTransferError
 
 COMMANDS = {
     "compare": compare,
     "finetune": finetune,
+    "sweep": sweep,
     "predict": predict,
     "pretrain": pretrain,
     "inspect": inspect,

@@ -8,3 +8,5 @@ from jaxtransfer.report.page import Table as Table
 from jaxtransfer.report.page import Text as Text
 from jaxtransfer.report.page import png_bytes as png_bytes
 from jaxtransfer.report.page import write_page as write_page
+from jaxtransfer.report.sweep import plot_sweep as plot_sweep
+from jaxtransfer.report.sweep import write_sweep as write_sweep

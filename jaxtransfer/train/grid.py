@@ -48,7 +48,7 @@ _EXPECTED = {
     "learning_rate": ("above 0", lambda value: 0 < value < math.inf),
     "weight_decay": ("from 0", lambda value: 0 <= value < math.inf),
     "label_smoothing": ("from 0, below 1", lambda value: 0 <= value < 1),
-    "seed": ("whole, from 0, below 2**31", lambda value: value in range(2**31)),
+    "seed": ("whole, from 0, below 2**31", lambda value: 0 <= value < 2**31 and value % 1 == 0),
 }
 
 

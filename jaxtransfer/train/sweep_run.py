@@ -69,9 +69,8 @@ def train_sweep(
     used = tuple(jax.local_devices() if devices is None else devices)
     tried = tuple(configurations)
     check_sweep(starts, data, validation, plan, tried, settings, halving, used)
-    return _Run(
-        prepare_sweep(starts, data, validation, plan, tried, settings, used, memory)
-    ).carry_out(halving)
+    shared = prepare_sweep(starts, data, validation, plan, tried, settings, used, memory)
+    return _Run(shared).carry_out(halving)
 
 
 @dataclass
