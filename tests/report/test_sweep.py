@@ -2,6 +2,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -33,7 +34,7 @@ def found(grid, *, halving=None, diverged=()) -> Sweep:
         if halving:
             left = sorted(rungs[-1].order()[: survivors(len(left), halving)])
     done = {i: rung.steps for rung in rungs for i in rung.configurations}
-    model = jt.Model.from_function(lambda params, x: x @ params["head"], {"head": None})
+    model = jt.Model.from_function(lambda params, x: x @ params["head"], {"head": np.zeros((1, 2))})
     return Sweep(
         configurations,
         tuple(score(i) for i in range(len(configurations))),

@@ -97,7 +97,7 @@ def test_statistics_and_dropout_of_what_trains_are_those_of_finetune(
     # Of a bias before a BatchNorm the gradient is rounding alone, which Adam would make steps of.
     grid = {"lr": [0.01, 0.05], "seed": [0, 5]}
     found = sweep(staged_with_dropout, grid, plan=plan, optimizer="sgd")
-    assert_as_finetuned(staged_with_dropout, found, plan, [1, found.order[0]], optimizer="sgd")
+    assert_as_finetuned(staged_with_dropout, found, plan, [found.order[0]], optimizer="sgd")
 
 
 def test_without_a_frozen_prefix_the_images_are_what_is_shared(plain: Model) -> None:
@@ -129,7 +129,7 @@ def test_other_optimizers_clipping_and_schedules_are_those_of_finetune(plain: Mo
     # The points that a schedule-free optimizer evaluates at are not those that it trains at.
     options: Any = {"optimizer": "schedule_free_sgd", "schedule": "constant", "clip_norm": 0.5}
     found = sweep(plain, {"lr": [0.1, 1.0], "weight_decay": [0.0, 0.1]}, **options)
-    assert_as_finetuned(plain, found, "probe", [0, 3, found.order[0]], **options)
+    assert_as_finetuned(plain, found, "probe", [3, found.order[0]], **options)
 
 
 def test_numbers_are_swept_by_r_squared(plain: Model) -> None:
@@ -182,7 +182,6 @@ def test_configurations_on_other_devices_need_nothing_of_each_other(plain: Model
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep_run, "scan_program", spy)
         sweep(plain, {"lr": [0.01, 0.1], "seed": [0, 1]}, devices=jax.devices()[:2])
-    assert NamedSharding(Mesh(np.array(ONE), (sweep_start.AXIS,)), PartitionSpec())
     (text,) = seen
     assert not [
         name for name in ("all-reduce", "all-gather", "permute", "all-to-all") if name in text
@@ -203,7 +202,7 @@ def test_chunks_that_fit_into_memory_give_what_one_program_gives(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep_run, "arrange", arrange)
-        same(sweep(plain, memory=20_000), probed)
+        same(sweep(plain, memory=15_000), probed)
     assert len(counts) > 1 and sum(counts) == 16
 
 
@@ -306,7 +305,7 @@ def test_the_model_is_the_one_that_scored(plain: Model, probed: jt.Sweep) -> Non
         ({"plan": "nothing"}, PlanError, "recipe among"),
         ({"halving": 1}, TrainingError, "halving whole, from 2, or None, found 1"),
         ({"devices": []}, TrainingError, "one device, found 16 and 0"),
-        ({"memory": 5000}, TrainingError, "raise memory"),
+        ({"memory": 3000}, TrainingError, "raise memory"),
         ({"steps": 0}, TrainingError, "steps whole"),
         ({"steps": None, "epochs": 0}, TrainingError, "epochs above 0"),
         ({"validation": (np.zeros((0, 4)), [])}, DataError, "images of shape"),
