@@ -89,6 +89,8 @@ from jaxtransfer.surgery import unstack_blocks as unstack_blocks
 from jaxtransfer.train import BFLOAT16 as BFLOAT16
 from jaxtransfer.train import FLOAT16 as FLOAT16
 from jaxtransfer.train import FLOAT32 as FLOAT32
+from jaxtransfer.train import Cache as Cache
+from jaxtransfer.train import CacheReport as CacheReport
 from jaxtransfer.train import Configuration as Configuration
 from jaxtransfer.train import Event as Event
 from jaxtransfer.train import LearningRates as LearningRates
@@ -112,6 +114,7 @@ from jaxtransfer.train import early_stopping as early_stopping
 from jaxtransfer.train import features as features
 from jaxtransfer.train import find_lr as find_lr
 from jaxtransfer.train import focal as focal
+from jaxtransfer.train import frozen_prefix as frozen_prefix
 from jaxtransfer.train import huber as huber
 from jaxtransfer.train import init_state as init_state
 from jaxtransfer.train import jsonl_writer as jsonl_writer

@@ -155,6 +155,7 @@ def _draw_line(
         color=colour,
         marker=shape,
         markersize=6,
+        linestyle="none" if x == "seed" else "-",
         linewidth=1.8,
         elinewidth=1,
         capsize=3,

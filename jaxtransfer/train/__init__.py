@@ -1,5 +1,7 @@
 """Training: states, losses, jitted steps, the loop and its checkpoints."""
 
+from jaxtransfer.train.cache import Cache as Cache
+from jaxtransfer.train.cache import CacheReport as CacheReport
 from jaxtransfer.train.checkpoint import Checkpoints as Checkpoints
 from jaxtransfer.train.checkpoint import Progress as Progress
 from jaxtransfer.train.delta import channel_attention as channel_attention
@@ -32,6 +34,7 @@ from jaxtransfer.train.precision import LossScaling as LossScaling
 from jaxtransfer.train.precision import Precision as Precision
 from jaxtransfer.train.preemption import Preempted as Preempted
 from jaxtransfer.train.preemption import watch_termination as watch_termination
+from jaxtransfer.train.prefix import frozen_prefix as frozen_prefix
 from jaxtransfer.train.progress import progress_bar as progress_bar
 from jaxtransfer.train.progress import step_bar as step_bar
 from jaxtransfer.train.proof import Proof as Proof

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxtransfer.errors import TrainingError
+from jaxtransfer.train.cache import CacheReport
 from jaxtransfer.train.events import Callback, Event
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def progress_bar(style: Style = "auto", console: Console | None = None) -> Itera
         return
     console = console or Console(stderr=True, force_terminal=True if style == "bar" else None)
     if style == "lines" or (style == "auto" and not can_redraw(console)):
-        yield lambda event: _print_line(event, console)
+        yield _lines(console)
         return
     with _training_bar(console) as show:
         yield show
@@ -96,7 +97,7 @@ def _training_bar(console: Console) -> Iterator[Callback]:
     from rich.text import Text
 
     progress, task = _progress(console)
-    shown = {"training": "", "validation": ""}
+    shown = {"cache": "", "training": "", "validation": ""}
     skipped = 0
     drawn = 0.0
 
@@ -108,6 +109,7 @@ def _training_bar(console: Console) -> Iterator[Callback]:
         nonlocal skipped, drawn
         skipped += _skipped(event)
         progress.update(task, description=event.plan, completed=event.step, total=event.steps)
+        shown["cache"] = "" if event.cache is None else str(event.cache)
         shown["training"] = _training_text(event, skipped) or shown["training"]
         if event.evaluation is not None:
             shown["validation"] = f"{_scores_text(event.evaluation)}, at step {event.step}"
@@ -157,6 +159,20 @@ def _steps_text(task: Task) -> str:
 
 def _time(seconds: float | None) -> str:
     return "-:--:--" if seconds is None else str(datetime.timedelta(seconds=int(seconds)))
+
+
+def _lines(console: Console) -> Callback:
+    """A line for each evaluation, and one for each plan's cache."""
+    cache: CacheReport | None = None
+
+    def show(event: Event) -> None:
+        nonlocal cache
+        if event.cache is not None and event.cache is not cache:
+            cache = event.cache
+            console.print(str(cache), markup=False, highlight=False, soft_wrap=True)
+        _print_line(event, console)
+
+    return show
 
 
 def _print_line(event: Event, console: Console) -> None:

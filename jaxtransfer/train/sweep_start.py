@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,19 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxtransfer.data import Data, evaluation_batches
+from jaxtransfer.data import Data, evaluation_batches, preprocess_images
 from jaxtransfer.errors import TrainingError
 from jaxtransfer.models import Model
-from jaxtransfer.models.calling import can_start
 from jaxtransfer.partition import Plan
 from jaxtransfer.train.checks import check_run
 from jaxtransfer.train.evaluation import IN_FLIGHT, READERS, forward_pass
 from jaxtransfer.train.grid import Configuration
+from jaxtransfer.train.prefix import frozen_prefix
 from jaxtransfer.train.scores import Target, rough_mean
 from jaxtransfer.train.settings import Settings
 from jaxtransfer.train.sweep_program import Cost, Examples, Recipe, cost_of, start_program
 from jaxtransfer.train.targets import targets_of
-from jaxtransfer.tree import count_bytes, diff, is_below, leaf_names, split
+from jaxtransfer.tree import count_bytes, diff, split
 from jaxtransfer.tree.summary import format_bytes
 from jaxtransfer.types import PyTree
 
@@ -77,7 +78,7 @@ def prepare_sweep(
 ) -> Shared:
     """Compute the features, and see how many configurations fit side by side."""
     model = next(iter(starts.values()))
-    stage = first_trained(model, plan)
+    stage = cached_stage(model, plan, data)
     recipe = Recipe(
         apply=model.apply,
         stage=stage,
@@ -126,19 +127,11 @@ def _cost(model: Model, recipe: Recipe, examples: Examples, batch_size: int) -> 
     return cost_of(recipe, model.params, model.stats, state, inputs)
 
 
-def first_trained(model: Model, plan: Plan) -> str | None:
-    """The first stage in which something trains; `None` where nothing before it can be cached."""
-    names = leaf_names(model.params)
-    chosen = plan.chooses(names)
-    moving = [name for name, trains in zip(names, chosen, strict=True) if trains]
-    groups = plan.assign_stats(model.params, model.stats)
-    moving += [name for name, group in groups.items() if not group.freezes_stats]
-    stages = model.spec.stages
-    first = next((stage for stage in stages if any(is_below(n, {stage}) for n in moving)), None)
-    outside = [name for name in moving if not is_below(name, set(stages))]
-    if outside or first in (None, stages[0]) or not can_start(model.apply):
-        return None
-    return first
+def cached_stage(model: Model, plan: Plan, data: Data) -> str | None:
+    """The stage up to which a plan leaves what the network computes as it is, if there is one."""
+    images = data.ready(model.preprocess).read(np.arange(1))["image"]
+    inputs = jax.eval_shape(functools.partial(preprocess_images, how=model.preprocess), images)
+    return frozen_prefix(model, plan, inputs)
 
 
 def compute_examples(model: Model, data: Data, stage: str | None) -> Examples:

@@ -18,7 +18,7 @@ from jaxtransfer.errors import DataError, NonFiniteLossError, PlanError, Trainin
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Group, Plan
 from jaxtransfer.train.sweep_program import Examples, Recipe, cost_of, scan_program
-from jaxtransfer.train.sweep_start import first_trained
+from jaxtransfer.train.sweep_start import cached_stage
 from tests.train.tuning import HELD_OUT, POINTS
 
 GRID = {
@@ -93,7 +93,7 @@ def test_statistics_and_dropout_of_what_trains_are_those_of_finetune(
     staged_with_dropout: Model,
 ) -> None:
     plan = jt.last(staged_with_dropout, 2)
-    assert first_trained(staged_with_dropout, plan) == "neck"
+    assert cached_stage(staged_with_dropout, plan, POINTS) == "neck"
     # Of a bias before a BatchNorm the gradient is rounding alone, which Adam would make steps of.
     grid = {"lr": [0.01, 0.05], "seed": [0, 5]}
     found = sweep(staged_with_dropout, grid, plan=plan, optimizer="sgd")
@@ -104,7 +104,7 @@ def test_without_a_frozen_prefix_the_images_are_what_is_shared(plain: Model) -> 
     # Of this network nothing can be left out: its first stage trains, after its preprocessing.
     model = replace(plain, preprocess=replace(plain.preprocess, mean=(0.5,)))
     plan = Plan((Group("stem/**"), FROZEN), name="stem")
-    assert first_trained(model, plan) is None
+    assert cached_stage(model, plan, POINTS) is None
     found = sweep(model, {"lr": [0.01, 0.1]}, plan=plan)
     assert_as_finetuned(model, found, plan, [0, 1])
 
@@ -112,7 +112,7 @@ def test_without_a_frozen_prefix_the_images_are_what_is_shared(plain: Model) -> 
 @pytest.mark.slow
 def test_convolutions_are_trained_by_single_steps(network: Model, examples: ArrayData) -> None:
     plan = jt.last(network, 2)
-    stage = first_trained(network, plan)
+    stage = cached_stage(network, plan, examples)
     assert stage not in (None, network.spec.stages[0], network.spec.stages[-1])
     grid = {"lr": [0.01, 0.05], "weight_decay": [0.0, 0.1]}
     options = {"validation": examples, "steps": 3, "batch_size": 8}
