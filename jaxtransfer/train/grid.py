@@ -13,8 +13,8 @@ import numpy as np
 from jaxtransfer.errors import TrainingError
 
 ROW_COST = 2
-"""What a row of configurations with one order of examples costs beside its members: it gathers a
-batch and starts products of its own, which takes about as long as so many more members do."""
+"""What a row of configurations with one order of examples is taken to cost beside its members: it
+gathers a batch, and starts products of its own. An estimate, which only decides the arrangement."""
 
 
 @dataclass(frozen=True)
