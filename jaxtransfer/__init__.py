@@ -117,6 +117,7 @@ from jaxtransfer.report import plot_stages as plot_stages
 from jaxtransfer.report import plot_top_losses as plot_top_losses
 from jaxtransfer.report import plot_transferability as plot_transferability
 from jaxtransfer.report import write_interpretation as write_interpretation
+from jaxtransfer.report import plot_sweep as plot_sweep
 from jaxtransfer.surgery import Activation as Activation
 from jaxtransfer.surgery import BatchNorm as BatchNorm
 from jaxtransfer.surgery import Dense as Dense
@@ -140,6 +141,9 @@ from jaxtransfer.surgery import with_temperature as with_temperature
 from jaxtransfer.train import BFLOAT16 as BFLOAT16
 from jaxtransfer.train import FLOAT16 as FLOAT16
 from jaxtransfer.train import FLOAT32 as FLOAT32
+from jaxtransfer.train import Cache as Cache
+from jaxtransfer.train import CacheReport as CacheReport
+from jaxtransfer.train import Configuration as Configuration
 from jaxtransfer.train import Event as Event
 from jaxtransfer.train import LearningRates as LearningRates
 from jaxtransfer.train import LossScaling as LossScaling
@@ -147,6 +151,7 @@ from jaxtransfer.train import Precision as Precision
 from jaxtransfer.train import Proof as Proof
 from jaxtransfer.train import Settings as Settings
 from jaxtransfer.train import Sharding as Sharding
+from jaxtransfer.train import Sweep as Sweep
 from jaxtransfer.train import TrainState as TrainState
 from jaxtransfer.train import TrainStep as TrainStep
 from jaxtransfer.train import absolute_error as absolute_error
@@ -162,6 +167,7 @@ from jaxtransfer.train import early_stopping as early_stopping
 from jaxtransfer.train import features as features
 from jaxtransfer.train import find_lr as find_lr
 from jaxtransfer.train import focal as focal
+from jaxtransfer.train import frozen_prefix as frozen_prefix
 from jaxtransfer.train import huber as huber
 from jaxtransfer.train import init_state as init_state
 from jaxtransfer.train import jsonl_writer as jsonl_writer
@@ -181,6 +187,7 @@ from jaxtransfer.transfer import compare as compare
 from jaxtransfer.transfer import finetune as finetune
 from jaxtransfer.transfer import load as load
 from jaxtransfer.transfer import rank as rank
+from jaxtransfer.transfer import sweep as sweep
 from jaxtransfer.tree import diff as diff
 from jaxtransfer.tree import leaf_names as leaf_names
 from jaxtransfer.tree import merge as merge

@@ -70,6 +70,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     _choice(group, "--schedule", tuple(SCHEDULES), "warmup_cosine", "how the learning rate goes")
     _choice(group, "--augment", tuple(AUGMENTATIONS), "none", "changes to training images")
     _choice(group, "--precision", tuple(PRECISIONS), "float32", "of what is computed")
+    _choice(group, "--cache", ("auto", "never"), "auto", "compute what is frozen once")
     group.add_argument(
         "--accumulate",
         metavar="N",
@@ -165,7 +166,7 @@ def run(options: argparse.Namespace) -> None:
     after = accuracy(predict(trained, test), test.labels)
     if is_primary():
         trained.save(out)
-        _print(options, out, before, after, trained.receipt.notes)
+        _print(options, out, before, after, replace(result, model=trained))
 
 
 def _train(
@@ -193,6 +194,7 @@ def _train(
             checkpoint_folder=out / CHECKPOINTS,
             save_every=options.save_every,
             resume=options.resume,
+            cache=options.cache,
         )
     except Preempted as ending:
         if is_primary():
@@ -235,14 +237,22 @@ def _callbacks(options: argparse.Namespace, out: Path) -> list[Callback]:
 
 
 def _print(
-    options: argparse.Namespace, out: Path, before: float, after: float, notes: tuple[str, ...]
+    options: argparse.Namespace, out: Path, before: float, after: float, result: Result
 ) -> None:
+    notes = result.model.receipt.notes
     if options.json:
         print_json(
-            {"model": str(out), "arm": options.arm, "start": before, "end": after, "notes": notes}
+            {
+                "model": str(out),
+                "arm": options.arm,
+                "start": before,
+                "end": after,
+                "notes": notes,
+                "cache": [report.to_dict() for report in result.cache],
+            }
         )
         return
-    for note in notes:
-        print(note)
+    for line in (*notes, *result.cache):
+        print(line)
     print(f"Test accuracy {100 * before:.1f} % before, {100 * after:.1f} % after training.")
     print(f"The model is in {out}; try: jaxtransfer predict {out}")

@@ -25,7 +25,7 @@ class Settings:
     """How one leaf is trained; the fields are those of a `Group`, with the defaults filled in."""
 
     optimizer: str
-    weight_decay: float
+    weight_decay: float | jax.Array
     lr_scale: float | tuple[float, ...]
     decay_all: bool
 
@@ -34,7 +34,7 @@ class Settings:
         """Whether the first axis is one of blocks."""
         return isinstance(self.lr_scale, tuple)
 
-    def decay(self, name: str, ndim: int) -> float:
+    def decay(self, name: str, ndim: int) -> float | jax.Array:
         """The weight decay of a leaf of this name and so many axes, that of blocks not counted."""
         return self.weight_decay if self.decay_all or is_decayed(name, ndim) else 0.0
 

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from jaxtransfer.types import PyTree
 
@@ -44,8 +45,8 @@ class Parts:
     def decay(self) -> Transformation:
         """Adds weight decay to a direction."""
 
-        def one(update: jax.Array, value: jax.Array, decay: float) -> jax.Array:
-            return update + jnp.asarray(decay, value.dtype) * value if decay else update
+        def one(update: jax.Array, value: jax.Array, decay: Any) -> jax.Array:
+            return update + jnp.asarray(decay, value.dtype) * value if _may(decay) else update
 
         return optax.stateless(
             lambda updates, params: jax.tree.map(one, updates, params, self.decays)
@@ -61,6 +62,11 @@ class Parts:
                 self.scales,
             )
         )
+
+
+def _may(decay: Any) -> bool:
+    """Whether a decay may be other than 0; of one that is traced nobody knows yet."""
+    return isinstance(decay, Tracer) or bool(decay)
 
 
 Build: TypeAlias = Callable[[Parts], Transformation]
@@ -150,8 +156,8 @@ def _prodigy(parts: Parts) -> Transformation:
         corrected = (1 - beta2**steps) ** 0.5 / (1 - beta1**steps)
         rate = state.estim_lr * parts.rate * corrected
 
-        def one(move: jax.Array, value: jax.Array, decay: float, scale: Any) -> jax.Array:
-            move = move - (rate * decay).astype(value.dtype) * value if decay else move
+        def one(move: jax.Array, value: jax.Array, decay: Any, scale: Any) -> jax.Array:
+            move = move - (rate * decay).astype(value.dtype) * value if _may(decay) else move
             return move * jnp.asarray(scale, move.dtype)
 
         return jax.tree.map(one, moved, params, parts.decays, parts.scales), new_state

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.core import Tracer
 
 from jaxtransfer.errors import PlanError
 from jaxtransfer.partition.group import Group, pattern_text
@@ -218,7 +219,7 @@ class Plan:
         learning_rate: float | optax.Schedule,
         *,
         optimizer: str = DEFAULT_OPTIMIZER,
-        weight_decay: float = 0.0,
+        weight_decay: float | jax.Array = 0.0,
         clip_norm: float | None = None,
         schedule: optax.Schedule | None = None,
         optimizers: Mapping[str, Callable[[], Transformation] | Optimizer] | None = None,
@@ -229,7 +230,8 @@ class Plan:
             learning_rate: a number, or a schedule from the step to one. A number is kept in the
                 state under the name `learning_rate`, so that `optax.tree.set` can change it.
             optimizer: a name in `OPTIMIZERS` or `optimizers`, for the groups that name none.
-            weight_decay: decoupled weight decay for the groups that name none.
+            weight_decay: decoupled weight decay for the groups that name none; inside a function
+                that JAX traces also an array of shape (), as where `jax.vmap` tries several.
             clip_norm: upper bound of the norm of all trainable gradients together.
             schedule: a factor on the learning rate, from the step.
             optimizers: more optimizers by name. Each is a function without arguments that gives a
@@ -244,7 +246,8 @@ class Plan:
         Example:
             `plan.optimizer(1e-3, optimizer="mine", optimizers={"mine": optax.scale_by_yogi})`
         """
-        if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        is_known = not isinstance(weight_decay, Tracer)
+        if is_known and not (math.isfinite(weight_decay) and weight_decay >= 0):
             raise PlanError(f"weight_decay: expected a number from 0, found {weight_decay}")
         known = {**OPTIMIZERS, **{n: as_optimizer(o) for n, o in (optimizers or {}).items()}}
         used = sorted({g.optimizer or optimizer for g in self.groups if not g.frozen})

@@ -1,5 +1,7 @@
 """Training: states, losses, jitted steps, the loop and its checkpoints."""
 
+from jaxtransfer.train.cache import Cache as Cache
+from jaxtransfer.train.cache import CacheReport as CacheReport
 from jaxtransfer.train.checkpoint import Checkpoints as Checkpoints
 from jaxtransfer.train.checkpoint import Progress as Progress
 from jaxtransfer.train.delta import channel_attention as channel_attention
@@ -15,6 +17,7 @@ from jaxtransfer.train.events import Event as Event
 from jaxtransfer.train.features import features as features
 from jaxtransfer.train.find_lr import LearningRates as LearningRates
 from jaxtransfer.train.find_lr import find_lr as find_lr
+from jaxtransfer.train.grid import Configuration as Configuration
 from jaxtransfer.train.lock import TakenOverWarning as TakenOverWarning
 from jaxtransfer.train.loop import train as train
 from jaxtransfer.train.losses import absolute_error as absolute_error
@@ -31,6 +34,7 @@ from jaxtransfer.train.precision import LossScaling as LossScaling
 from jaxtransfer.train.precision import Precision as Precision
 from jaxtransfer.train.preemption import Preempted as Preempted
 from jaxtransfer.train.preemption import watch_termination as watch_termination
+from jaxtransfer.train.prefix import frozen_prefix as frozen_prefix
 from jaxtransfer.train.progress import progress_bar as progress_bar
 from jaxtransfer.train.progress import step_bar as step_bar
 from jaxtransfer.train.proof import Proof as Proof
@@ -51,6 +55,9 @@ from jaxtransfer.train.step import TrainStep as TrainStep
 from jaxtransfer.train.step import make_train_step as make_train_step
 from jaxtransfer.train.stopping import Stall as Stall
 from jaxtransfer.train.stopping import early_stopping as early_stopping
+from jaxtransfer.train.sweep import Rung as Rung
+from jaxtransfer.train.sweep import Sweep as Sweep
+from jaxtransfer.train.sweep_run import train_sweep as train_sweep
 from jaxtransfer.train.writers import csv_writer as csv_writer
 from jaxtransfer.train.writers import event_rows as event_rows
 from jaxtransfer.train.writers import jsonl_writer as jsonl_writer

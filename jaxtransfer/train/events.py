@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from jaxtransfer.train.cache import CacheReport
 from jaxtransfer.train.state import TrainState
 
 
@@ -26,6 +27,8 @@ class Event:
         state: the state after this step; the next step donates its arrays, so copy what you keep.
         evaluations: all evaluations of the run so far, those of before a resume too, this one last:
             `step`, `plan` and the scores of each.
+        cache: whether the plan trains on activations that were computed once, the same report in
+            all events of a plan; `None` where nobody asked for it.
     """
 
     step: int
@@ -37,6 +40,7 @@ class Event:
     waiting: float
     state: TrainState
     evaluations: tuple[dict[str, Any], ...] = ()
+    cache: CacheReport | None = None
 
 
 Callback: TypeAlias = Callable[[Event], object]

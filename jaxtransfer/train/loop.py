@@ -13,8 +13,12 @@ import optax
 from jaxtransfer.data import Data, Loader, prefetch_to_device
 from jaxtransfer.data.loader import Workers
 from jaxtransfer.data.prefetch import Prefetched
+from jaxtransfer.errors import TrainingError
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan, carry_opt_state, evaluation_params
+from jaxtransfer.train.activations import new_file
+from jaxtransfer.train.cache import Cache, CacheReport, as_cache
+from jaxtransfer.train.cached import Cached, Kept, compute_once, what_to_keep
 from jaxtransfer.train.checkpoint import Checkpoints, Progress
 from jaxtransfer.train.checks import check_run
 from jaxtransfer.train.evaluation import evaluate
@@ -58,6 +62,7 @@ def train(
     save_every: int = 100,
     sharding: Sharding | None = None,
     workers: Workers | int | None = None,
+    cache: Cache | str | None = "never",
 ) -> tuple[Model, list[Record]]:
     """Train a model by plans, one after the other.
 
@@ -78,6 +83,10 @@ def train(
             where there are several processes, all devices share the batch.
         workers: who reads examples that are not in memory; a number is one of threads; measured
             where `None`.
+        cache: what is frozen below everything that trains is computed once for each plan, and kept:
+            "auto" where that can be and pays, "always" where it can be, "never", or a `Cache`.
+            Losses, parameters and scores stay what they are to rounding, unless the `Cache` has
+            views or keeps fewer bits.
 
     Returns:
         The trained model, with the moving average where there is one, and for each step `step`,
@@ -88,8 +97,9 @@ def train(
         NonFiniteLossError: in `max_skipped` steps in a row the loss or the gradient was not finite;
             checkpoints of before stay, and none is written of what came after.
         Preempted: the process was asked to end, and has saved its state; an exit with status 0.
-        TrainingError: there are fewer steps than plans, a number is out of range, or a plan has a
-            patience and there is nothing to evaluate.
+        TrainingError: there are fewer steps than plans, a number is out of range, a plan has a
+            patience and there is nothing to evaluate, or nothing can be computed once although the
+            cache is required.
         PlanError, DataError, CheckpointError, OutputError: as their descriptions say.
     """
     check_run(model, data, plans, settings, validation, evaluate_every, save_every)
@@ -117,7 +127,9 @@ def train(
         save_every=save_every,
         sharding=sharding,
         largest=largest_integer(ready),
+        cache=as_cache(cache),
     )
+    run.check_cache(model)
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             run.termination = stack.enter_context(watch_termination())
@@ -141,6 +153,8 @@ class _Phase:
     first: int
     end: int
     changed: frozenset[str]
+    validation: Data | None
+    report: CacheReport | None = None
 
 
 @dataclass
@@ -161,12 +175,38 @@ class _Run:
     sharding: Sharding | None
     termination: Termination | None = None
     largest: int | None = None
+    cache: Cache | None = None
     number: int = 0
     skipped: int = 0
     history: list[Record] = field(default_factory=list)
     # Kept beside the history, which a long run must not search anew each time that it looks.
     evaluations: list[Record] = field(default_factory=list)
     is_over: bool = False
+
+    def check_cache(self, model: Model) -> None:
+        """Raise where a cache is required and no plan can have one."""
+        if self.cache is None or not self.cache.required:
+            return
+        found = {plan: self._what_to_keep(model, i) for i, plan in enumerate(self.plans)}
+        if not any(isinstance(kept, Kept) for kept in found.values()):
+            reasons = "".join(f"\n - {plan.name}: {reason}" for plan, reason in found.items())
+            raise TrainingError(
+                "cache: expected a plan for which what is frozen can be computed once, found none; "
+                f"change what hinders it, or give cache='auto':{reasons}"
+            )
+
+    def _what_to_keep(self, model: Model, position: int) -> Kept | str:
+        """What can be computed once for a plan, or why nothing can."""
+        return what_to_keep(
+            model,
+            self.plans[position],
+            self.settings,
+            self.lengths[position],
+            self.loader.data,
+            self.validation,
+            self.cache or Cache(),
+            self.sharding,
+        )
 
     def carry_out(self, model: Model) -> Model:
         """All plans, or those that are left after a checkpoint; the trained model."""
@@ -201,13 +241,47 @@ class _Run:
         if restores and self.checkpoints is not None:
             state = self.checkpoints.restore(state, plan, changed)
         first = self.number - int(state.step)
-        phase = _Phase(model, plan, position, first, first + length, changed)
+        phase = _Phase(model, plan, position, first, first + length, changed, self.validation)
         if self.is_over or self._is_stalled(phase):
             return state
         # This process's rows of the batches from here to the end of the plan, on the devices.
         place = jax.device_put if self.sharding is None else self.sharding.put_batch
-        with prefetch_to_device(self.loader.batches(self.number, phase.end), place) as batches:
-            return self._steps(phase, step, state, batches)
+        with contextlib.ExitStack() as stack:
+            found = self._computed_once(phase, state, stack)
+            batches = self.loader.batches(self.number, phase.end)
+            if isinstance(found, Cached):
+                phase = replace(
+                    phase, model=found.model, validation=found.validation, report=found.report
+                )
+                how = (found.settings, length, None, self.sharding)
+                _, step = make_program(found.model, plan, *how)
+                batches = found.batches(self.number, phase.end)
+            else:
+                phase = replace(phase, report=found)
+            placed = stack.enter_context(prefetch_to_device(batches, place))
+            return self._steps(phase, step, state, placed)
+
+    def _computed_once(
+        self, phase: _Phase, state: TrainState, stack: contextlib.ExitStack
+    ) -> Cached | CacheReport | None:
+        """What is frozen for this plan, computed for all examples; or why it is not."""
+        if self.cache is None:
+            return None
+        kept = self._what_to_keep(phase.model, phase.position)
+        if isinstance(kept, str):
+            return CacheReport(phase.plan.name, reason=kept)
+        folder = self.cache.folder if kept.where == "disk" else None
+        return compute_once(
+            kept,
+            replace(phase.model, params=state.params, stats=state.stats),
+            phase.plan,
+            self.settings,
+            self.loader.data,
+            self.validation,
+            workers=self.loader.choice[0],
+            sharding=self.sharding,
+            file=stack.enter_context(new_file(folder)),
+        )
 
     def _steps(
         self, phase: _Phase, step: TrainStep, state: TrainState, batches: Prefetched
@@ -270,7 +344,7 @@ class _Run:
         ]
         rate, waiting = watch.lap(len(records))
         self.skipped = check_skipped(records, self.skipped, max_skipped=self.settings.max_skipped)
-        evaluation = self._evaluate(phase.model, state) if evaluates else None
+        evaluation = self._evaluate(phase, state) if evaluates else None
         if evaluation is not None:
             records[-1] |= {f"{VALIDATION}{name}": value for name, value in evaluation.items()}
         self.history += records
@@ -285,20 +359,21 @@ class _Run:
             waiting=waiting,
             state=state,
             evaluations=tuple(self.evaluations),
+            cache=phase.report,
         )
         # All of them are told, also where the first one ends the run.
         self.is_over = any([callback(event) is True for callback in self.callbacks])
         watch.restart()
 
-    def _evaluate(self, model: Model, state: TrainState) -> dict[str, float] | None:
+    def _evaluate(self, phase: _Phase, state: TrainState) -> dict[str, float] | None:
         """The scores on the validation examples, where there are any."""
-        if self.validation is None:
+        if phase.validation is None:
             return None
         return evaluate(
-            model,
+            phase.model,
             _evaluated_params(state),
             state.stats,
-            self.validation,
+            phase.validation,
             loss=self.settings.loss,
             targets=self.targets,
             batch_size=self.settings.batch_size,

@@ -69,6 +69,14 @@ def _cross_entropy(label_smoothing: float, class_weights: tuple[float, ...] | No
     return _named(loss, "cross_entropy", label_smoothing, class_weights)
 
 
+def smoothed_cross_entropy(label_smoothing: jax.Array) -> Loss:
+    """`cross_entropy` whose label smoothing is an array of shape (), such as a traced one.
+
+    Each call gives a loss of its own, and nothing is checked.
+    """
+    return _softmax_loss(label_smoothing, None)
+
+
 def _distribution(labels: jax.Array, count: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """Targets of shape (batch, classes), and whether each label is one."""
     if jnp.issubdtype(labels.dtype, jnp.floating):
@@ -123,7 +131,7 @@ def _focal(gamma: float, class_weights: tuple[float, ...] | None) -> Loss:
 
 
 def _softmax_loss(
-    label_smoothing: float,
+    label_smoothing: float | jax.Array,
     class_weights: tuple[float, ...] | None,
     factor: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Loss:

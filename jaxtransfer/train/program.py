@@ -87,10 +87,7 @@ def cached_program(
         clip_norm=settings.clip_norm,
         schedule=build(steps),
     )
-    if settings.augment is None:
-        prepare = functools.partial(preprocess_images, how=preprocess)
-    else:
-        prepare = functools.partial(_prepare_augmented, how=preprocess, largest=largest)
+    prepare = preparation(preprocess, largest, augments=settings.augment is not None)
     step = make_train_step(
         apply,
         settings.loss,
@@ -107,6 +104,21 @@ def cached_program(
         parallel=settings.parallel,
     )
     return tx, step
+
+
+def preparation(
+    how: Preprocess, largest: int | None, *, augments: bool
+) -> Callable[[jax.Array], jax.Array]:
+    """What happens to the images of a batch before they enter the network.
+
+    Args:
+        how: what the network expects.
+        largest: what `largest_integer` says of the data.
+        augments: whether an augmentation has been at them before.
+    """
+    if not augments:
+        return functools.partial(preprocess_images, how=how)
+    return functools.partial(_prepare_augmented, how=how, largest=largest)
 
 
 def _prepare_augmented(images: jax.Array, how: Preprocess, largest: int | None) -> jax.Array:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxtransfer.errors import TrainingError
+from jaxtransfer.train.cache import CacheReport
 from jaxtransfer.train.events import Callback, Event
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _training_bar(console: Console) -> Iterator[Callback]:
     from rich.text import Text
 
     progress, task = _progress(console)
-    shown = {"training": "", "validation": ""}
+    shown = {"cache": "", "training": "", "validation": ""}
     skipped = 0
     drawn = 0.0
 
@@ -109,6 +110,7 @@ def _training_bar(console: Console) -> Iterator[Callback]:
         nonlocal skipped, drawn
         skipped += _skipped(event)
         progress.update(task, description=event.plan, completed=event.step, total=event.steps)
+        shown["cache"] = "" if event.cache is None else str(event.cache)
         shown["training"] = _training_text(event, skipped) or shown["training"]
         if event.evaluation is not None:
             shown["validation"] = f"{_scores_text(event.evaluation)}, at step {event.step}"
@@ -161,12 +163,16 @@ def _time(seconds: float | None) -> str:
 
 
 def _line_printer(console: Console) -> Callback:
-    """Prints a line for an evaluation, and where a tenth of the run has passed without a line."""
+    """Prints a line for an evaluation, a tenth of the run without a line, and each plan's cache."""
     tenths = 0
     skipped = 0
+    cache: CacheReport | None = None
 
     def show(event: Event) -> None:
-        nonlocal tenths, skipped
+        nonlocal tenths, skipped, cache
+        if event.cache is not None and event.cache is not cache:
+            cache = event.cache
+            console.print(str(cache), markup=False, highlight=False, soft_wrap=True)
         skipped += _skipped(event)
         reached = 10 * event.step // event.steps
         if event.evaluation is None and reached == tenths:

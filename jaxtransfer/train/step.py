@@ -229,7 +229,7 @@ def _step(
         key = jax.random.fold_in(key, jax.lax.axis_index(recipe.axis))
     dropout_key, augment_key = jax.random.split(key)
     if recipe.augment is not None:
-        batch = recipe.augment(augment_key, _with_float_images(batch))
+        batch = recipe.augment(augment_key, with_float_images(batch))
     scale = None if state.loss_scale is None else state.loss_scale.factor
 
     def gradients_at(trainable: PyTree) -> Gradients:
@@ -312,7 +312,7 @@ def _taken(update: Callable[..., Any], **offered: Any) -> dict[str, Any]:
     return {name: value for name, value in offered.items() if name in keywords_of(update)}
 
 
-def _with_float_images(batch: Batch) -> Batch:
+def with_float_images(batch: Batch) -> Batch:
     """The batch with images in [0, 1], as augmentations expect them."""
     image = jnp.asarray(batch["image"])
     if not jnp.issubdtype(image.dtype, jnp.integer):

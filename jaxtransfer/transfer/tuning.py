@@ -17,7 +17,8 @@ from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan, resolve_plans
 from jaxtransfer.surgery import drop_background, has_head, replace_head
 from jaxtransfer.train import Checkpoints, Settings, train
-from jaxtransfer.train.events import Callback
+from jaxtransfer.train.cache import Cache, CacheReport
+from jaxtransfer.train.events import Callback, Event
 from jaxtransfer.train.loop import OnStep
 from jaxtransfer.train.losses import Loss
 from jaxtransfer.train.precision import FLOAT32, Precision
@@ -38,11 +39,14 @@ class Result:
         history: for each step `step`, `plan`, `loss`, `gradient_norm` and `skipped`; after an
             evaluation also its scores, their names behind `validation/`.
         plans: what was carried out, in order.
+        cache: for each plan whether it trained on activations that were computed once, and what
+            that took, or why not; empty where nobody asked for it.
     """
 
     model: Model
     history: list[dict[str, Any]]
     plans: tuple[Plan, ...]
+    cache: tuple[CacheReport, ...] = ()
 
 
 def finetune(
@@ -85,6 +89,7 @@ def finetune(
     keep: int = 2,
     keep_best: int = 0,
     resume: bool = False,
+    cache: Cache | str | None = "auto",
 ) -> Result:
     """Train a model on labelled examples by a plan.
 
@@ -146,6 +151,9 @@ def finetune(
         keep_best: how many checkpoints with the best `metric` are kept too; above 0, there is a
             checkpoint after each evaluation.
         resume: go on from the newest checkpoint in the folder, if there is one.
+        cache: what is frozen below everything that trains is computed once for each plan, and kept:
+            "auto" where that can be and pays, "always" where it can be, "never", or a `Cache`,
+            which has further options. `Result.cache` says what was done.
 
     Raises:
         DataError, PlanError, ModelError, TrainingError: what is given does not fit together.
@@ -208,6 +216,8 @@ def finetune(
                     metric=metric,
                 )
             )
+        reports: list[CacheReport] = []
+        callbacks = (*callbacks, _noting(reports))
         if progress:
             callbacks = (*callbacks, stack.enter_context(progress_bar()))
         tuned, history = train(
@@ -224,8 +234,20 @@ def finetune(
             save_every=save_every,
             sharding=sharding,
             workers=workers,
+            cache=cache,
         )
-    return Result(_noted(tuned, plans, settings, len(examples)), history, plans)
+    noted = _noted(tuned, plans, settings, len(examples))
+    return Result(noted, history, plans, tuple(reports))
+
+
+def _noting(reports: list[CacheReport]) -> Callback:
+    """A callback that takes down what is told of each plan's cache."""
+
+    def note(event: Event) -> None:
+        if event.cache is not None and all(event.cache is not known for known in reports):
+            reports.append(event.cache)
+
+    return note
 
 
 def fit_head(model: Model, data: Data, seed: int = 0) -> Model:

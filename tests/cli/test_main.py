@@ -39,6 +39,11 @@ def compare_arguments(source: Path, out: Path) -> list[str]:
     return ["compare", *common(source), *sizes, "--learning-rates", "0.01", "--out", str(out)]
 
 
+def sweep_arguments(source: Path, out: Path, *more: str) -> list[str]:
+    sizes = ["--steps", "4", "--per-class", "3", "--batch-size", "4", "--seed", "0"]
+    return ["sweep", *common(source), *sizes, "--lr", "0.01", "0.1", "--out", str(out), *more]
+
+
 def finetune_arguments(source: Path, out: Path, *more: str) -> list[str]:
     sizes = ["--steps", "8", "--batch-size", "4", "--save-every", "2", "--devices", "1"]
     return ["finetune", *common(source), *sizes, "--out", str(out), *more]
@@ -55,6 +60,30 @@ def test_compare_prints_the_table_and_the_verdict(source, tmp_path, capsys):
     assert (tmp_path / "out" / "report.md").read_text().startswith("# Does transfer help?")
     assert (tmp_path / "out" / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert "cost of one run" in out and "GFLOP" in out
+
+
+def test_sweep_prints_the_table_and_writes_the_report_and_the_best_model(source, tmp_path, capsys):
+    assert main(sweep_arguments(source, tmp_path / "out", "--halving", "2")) == 0
+    out = capsys.readouterr().out
+    assert "learning rate  weight decay  accuracy" in out and "4 configurations: best" in out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"sweep.json", "sweep.png", "sweep.html", "model"}
+    assert [r["steps"] for r in json.loads((tmp_path / "out" / "sweep.json").read_text())["rungs"]]
+    assert jt.load(tmp_path / "out" / "model").labels == ("0", "1", "2")
+
+
+def test_sweep_json_is_the_report_and_nothing_else(source, tmp_path, capsys):
+    assert main(sweep_arguments(source, tmp_path, "--json", "--weight-decay", "0.1")) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [one["learning_rate"] for one in printed["configurations"]] == [0.01, 0.1]
+    assert 0 <= printed["test_accuracy"] <= 1 and printed["best"]["weight_decay"] == 0.1
+
+
+def test_sweep_tells_what_is_wrong_with_its_lists(source, tmp_path, capsys):
+    arguments = sweep_arguments(source, tmp_path, "--label-smoothing", "1.5", "--lr", "0.1", "0.1")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "expected each value once" in error and "found 1.5" in error
 
 
 def test_compare_json_is_the_report_and_nothing_else(source, tmp_path, capsys):

@@ -411,3 +411,23 @@ def test_a_tree_with_unknown_leaves_is_refused(params: Any) -> None:
 def test_an_option_out_of_range_is_an_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=re.escape(message)):
         ALL.optimizer(RATE, **options)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lars", "adafactor", "prodigy", "schedule_free_sgd"])
+def test_weight_decays_that_are_traced_are_those_of_numbers(name: str) -> None:
+    tree = {"head": {"kernel": jnp.linspace(-1, 1, 6).reshape(2, 3), "bias": jnp.ones(3)}}
+    slopes = jax.tree.map(lambda leaf: 0.5 * leaf + 0.1, tree)
+
+    def moved(weight_decay: Any) -> Any:
+        tx = ALL.optimizer(RATE, optimizer=name, weight_decay=weight_decay)
+        # As a step does it: Optax raises floats to integer powers.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, _ = tx.update(slopes, tx.init(tree), tree)
+        return optax.apply_updates(tree, updates)
+
+    decays = (0.0, 0.3, 2.0)
+    together = jax.vmap(moved)(jnp.asarray(decays))
+    for number, decay in enumerate(decays):
+        alone = named_leaves(moved(decay))
+        for (_, leaf), (_, leaves) in zip(alone, named_leaves(together), strict=True):
+            np.testing.assert_allclose(leaves[number], leaf, rtol=1e-5, atol=1e-7)

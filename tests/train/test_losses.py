@@ -16,6 +16,7 @@ from jaxtransfer.train.losses import (
     huber,
     loss_name,
     multi_task,
+    smoothed_cross_entropy,
     squared_error,
 )
 
@@ -273,3 +274,14 @@ def test_arguments_out_of_range_are_errors(make: Any, message: str) -> None:
 def test_numbers_are_no_distribution_over_the_classes(loss: Any) -> None:
     with pytest.raises(TrainingError, match="labels of the shape of the outputs"):
         loss(jnp.zeros((2, 1)), {"label": jnp.array([0.5, 7.0])})
+
+
+def test_smoothings_that_are_traced_are_those_of_numbers() -> None:
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), jnp.float32)
+    batch = {"label": jnp.array([0, 3, 1, 2, 7])}
+    smoothings = (0.0, 0.1, 0.9)
+    together = jax.vmap(lambda one: smoothed_cross_entropy(one)(logits, batch))(
+        jnp.asarray(smoothings)
+    )
+    for smoothing, losses in zip(smoothings, together, strict=True):
+        np.testing.assert_allclose(losses, cross_entropy(smoothing)(logits, batch), rtol=1e-6)
