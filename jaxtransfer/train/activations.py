@@ -157,7 +157,7 @@ class Store:
         form: what is kept.
         place: one of `PLACES`.
         device: where batches are gathered.
-        file: for a place on the disk.
+        file: that they lie in on the disk.
     """
 
     def __init__(self, form: Form, place: str, device: Any, file: Path | None = None):
@@ -166,10 +166,10 @@ class Store:
         self._rows: Any
         if place == "device":
             self._rows = jnp.zeros(shape, form.stored, device=device)
-        elif place == "host":
-            self._rows = np.empty(shape, form.stored)
-        else:
+        elif file is not None:
             self._rows = np.memmap(file, form.stored, "w+", shape=shape)
+        else:
+            self._rows = np.empty(shape, form.stored)
         self._scales: Any = []
         self._errors: list[Any] = []
 

@@ -28,6 +28,7 @@ from jaxtransfer.partition import Plan
 from jaxtransfer.train.activations import Form, Store, room, stored_dtype
 from jaxtransfer.train.cache import Cache, CacheReport
 from jaxtransfer.train.evaluation import IN_FLIGHT
+from jaxtransfer.train.losses import Batch
 from jaxtransfer.train.precision import Precision, cast_floats
 from jaxtransfer.train.prefix import BATCH, StartAt, depends_on, find_prefix, promotion
 from jaxtransfer.train.program import largest_integer, preparation
@@ -42,9 +43,6 @@ from jaxtransfer.types import PyTree
 
 # Folded into the seed, so that views draw other numbers than the steps do.
 VIEWS = 0x76696577
-
-Batch = dict[str, Any]
-
 
 # ---------------------------------------------------------------------------------------------
 # Whether a plan can be carried out on activations, and whether that pays
@@ -355,7 +353,7 @@ class CachedData:
         del preprocess
         return self
 
-    def read(self, indices: np.ndarray, views: np.ndarray | int = 0) -> Batch:
+    def read(self, indices: np.ndarray, views: np.ndarray | int = 0) -> dict[str, Any]:
         """The examples at these positions as a batch, each in a view."""
         others = jax.tree.map(lambda leaf: leaf[indices], self.others)
         rows = np.asarray(indices) + views * self.store.form.stride
