@@ -156,7 +156,7 @@ class Store:
     Args:
         form: what is kept.
         place: one of `PLACES`.
-        device: where batches are gathered.
+        device: where batches are gathered; `None` for the default one.
         file: that they lie in on the disk.
     """
 
@@ -232,10 +232,11 @@ def room(place: str, device: Any, folder: str | Path | None = None) -> int:
 
     Args:
         place: one of `PLACES`.
-        device: whose memory it is about.
+        device: whose memory it is about; `None` for the default one.
         folder: on the disk; without one there is no room there.
     """
     if place == "device":
+        device = next(iter(jnp.zeros(()).devices())) if device is None else device
         known = device.memory_stats() or {}
         if "bytes_limit" in known:
             return int(SHARE * known["bytes_limit"])

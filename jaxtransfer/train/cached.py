@@ -126,10 +126,11 @@ def views_of(cache: Cache, settings: Settings) -> int:
 
 
 def gathering_device(sharding: Sharding | None) -> Any:
-    """The device on which activations are kept and batches gathered."""
-    if sharding is not None and sharding.devices:
-        return sharding.devices[0]
-    return next(iter(jnp.zeros(()).devices()))
+    """The device on which activations are kept and batches gathered; `None` for the default one.
+
+    Arrays of the default device are bound to none, so that `jax.pmap` may spread them.
+    """
+    return None if sharding is None or not sharding.devices else sharding.devices[0]
 
 
 def _shapes(data: Data) -> Batch:

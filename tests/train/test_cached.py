@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -306,7 +307,7 @@ IMPOSSIBLE = {
     "augmented": (probe, lambda _: {"augment": HorizontalFlip()}, {}, "augmented anew in each"),
     "labels": (
         probe,
-        lambda _: {"augment": MixUp(num_classes=3)},
+        lambda _: {"augment": MixUp(num_classes=3, alpha=0.2)},
         {"cache": Cache(views=2)},
         "the augmentation changes label, not the image alone",
     ),
@@ -337,8 +338,6 @@ IMPOSSIBLE = {
 
 @pytest.mark.parametrize("case", IMPOSSIBLE)
 def test_what_cannot_be_is_said(staged: Model, rows: Any, case: str) -> None:
-    import re
-
     plan, fields, more, reason = IMPOSSIBLE[case]
     settings = replace(SETTINGS, **fields(staged))
     data = ArrayData(rows["image"], rows["label"])
