@@ -4,6 +4,7 @@ import importlib.machinery
 import io
 import sys
 import types
+from dataclasses import replace
 from typing import Any, cast
 
 import jax
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxtransfer.errors import TrainingError
-from jaxtransfer.train import Event, progress_bar, step_bar
+from jaxtransfer.train import CacheReport, Event, progress_bar, step_bar
 
 
 def event(step: int, evaluation: dict[str, float] | None = None, skipped: int = 0) -> Event:
@@ -128,6 +129,21 @@ def test_without_a_terminal_each_evaluation_is_a_line(how: dict[str, Any]) -> No
         "step 20/40 | lp_ft: head [new] | loss 204.5, 1,234 examples/s, 3% waiting for data | "
         "validation loss 0.25, accuracy 87.5%, size r squared 0.5\n"
     )
+
+
+def test_what_was_computed_once_is_a_line_of_each_plan() -> None:
+    file = io.StringIO()
+    reports = (CacheReport("head", "all trains"), CacheReport("all", "too large"))
+    events = [replace(one, cache=report) for report in reports for one in (RUN[0], RUN[2])]
+    with progress_bar("lines", Console(file=file)) as callback:
+        for one in events:
+            callback(one)
+    lines = [f"{one.plan}: nothing cached, since {one.reason}" for one in reports]
+    assert file.getvalue().splitlines() == lines
+    console = terminal()
+    with progress_bar(console=console) as callback:
+        callback(events[0])
+    assert f"cache      {lines[0]}" in console.export_text()
 
 
 def test_without_a_terminal_a_run_without_evaluations_is_silent(
