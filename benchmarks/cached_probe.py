@@ -37,18 +37,20 @@ import jaxtransfer as jt
 
 SIZE = 224
 CLASSES = 2
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATE = 0.01
 
 OURS = """
-import json, sys, time
+import dataclasses, json, os, sys, time
 import numpy as np
 import jaxtransfer as jt
 
 def main():
     folder, batch_size, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     images, labels = np.load(folder + "/images.npy"), np.load(folder + "/labels.npy")
-    model = jt.load("resnet50", folder + "/resnet50.pth", preprocess=jt.Preprocess(
+    file = os.path.join(folder, "resnet50.pth")
+    is_there = os.path.exists(file)
+    model = jt.load("resnet50", file) if is_there else jt.init("resnet50", num_classes=2)
+    model = dataclasses.replace(model, preprocess=jt.Preprocess(
         size=(224, 224), channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
     ))
     began = time.perf_counter()
@@ -95,11 +97,27 @@ def main():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     print(json.dumps({"seconds": time.perf_counter() - began, "losses": losses}))
 
 if __name__ == "__main__":
     main()
+"""
+
+
+# Residual branches start small, so that random features are of moderate size.
+WEIGHTS = """
+import sys
+if len(sys.argv) > 2:
+    __import__(sys.argv[2])
+import torch, torchvision
+
+torch.manual_seed(0)
+model = torchvision.models.resnet50(num_classes=2)
+for name, leaf in model.named_parameters():
+    if name.endswith("bn3.weight"):
+        torch.nn.init.constant_(leaf, 0.2)
+torch.save(model.state_dict(), sys.argv[1] + "/resnet50.pth")
 """
 
 
@@ -131,16 +149,6 @@ def write_inputs(
         np.save(folder / f"{name}.npy", values)
 
 
-WEIGHTS = """
-import sys
-if len(sys.argv) > 2:
-    __import__(sys.argv[2])
-import torch, torchvision
-torch.manual_seed(0)
-torch.save(torchvision.models.resnet50(num_classes=2).state_dict(), sys.argv[1] + "/resnet50.pth")
-"""
-
-
 def run(python: str, code: str, arguments: Sequence[str]) -> Any:
     """What a script prints last, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -157,3 +165,53 @@ def run(python: str, code: str, arguments: Sequence[str]) -> Any:
         )
     lines = done.stdout.splitlines()
     return json.loads(lines[-1]) if lines else None
+
+
+def main() -> None:
+    """Measure, and print the ratio first."""
+    parser = argparse.ArgumentParser(description="Measure the probe of a frozen network.")
+    parser.add_argument("--images", type=int, default=2000, help="how many there are")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over them")
+    parser.add_argument("--batch-size", type=int, default=50, help="images a step")
+    parser.add_argument("--folder", type=Path, help="images in class/name.jpg, of two classes")
+    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torchvision")
+    parser.add_argument("--shim", metavar="MODULE", help="what that interpreter imports first")
+    parser.add_argument("--torch-epochs", type=int, default=1, help="epochs that it is timed over")
+    parser.add_argument("--full", action="store_true", help="time all epochs of it")
+    options = parser.parse_args()
+    count, epochs, batch_size = options.images, options.epochs, options.batch_size
+    timed = epochs if options.full else min(options.torch_epochs, epochs)
+    shim = [options.shim] if options.shim else []
+    theirs = None
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder), options.folder, count, batch_size, epochs)
+        if options.torch:
+            run(options.torch, WEIGHTS, [folder, *shim])
+        ours = run(sys.executable, OURS, [folder, str(batch_size), str(epochs)])
+        if options.torch:
+            theirs = run(options.torch, TORCH, [folder, str(batch_size), str(timed), *shim])
+    if theirs is not None:
+        whole = theirs["seconds"] / timed * epochs
+        print(f"PyTorch / jaxtransfer: {whole / ours['seconds']:.1f} times as long")
+    print(
+        f"jaxtransfer: {ours['seconds']:.1f} s for {epochs} epochs of {count} images "
+        f"({ours['said']})"
+    )
+    if theirs is None:
+        return
+    if timed < epochs:
+        print(
+            f"PyTorch: {theirs['seconds'] / timed:.1f} s an epoch, measured over {timed} of "
+            f"{epochs}; all of them would take {whole:.1f} s"
+        )
+    else:
+        print(f"PyTorch: {whole:.1f} s for {epochs} epochs")
+    pairs = list(zip(ours["losses"], theirs["losses"], strict=False))
+    worst = max(abs(a - b) / max(abs(b), 1e-6) for a, b in pairs)
+    print(
+        f"losses of the {len(pairs)} steps that both took differ by at most {worst:.1e} of theirs"
+    )
+
+
+if __name__ == "__main__":
+    main()
