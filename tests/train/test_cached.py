@@ -265,7 +265,7 @@ def test_epochs_take_turns_with_views(network: Model, examples: ArrayData) -> No
     cached = images_of(network, data, 2, augment)
     root = jax.random.fold_in(jax.random.key(SETTINGS.seed), VIEWS)
 
-    def entering(index: int, view: int) -> np.ndarray:
+    def entering(index: int, view: int) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(root, index), view)
         batch = {"image": jnp.asarray(data.images[index : index + 1])}
         images = augment(key, batch)["image"]
@@ -274,7 +274,9 @@ def test_epochs_take_turns_with_views(network: Model, examples: ArrayData) -> No
     for step, batch in enumerate(cached.batches(0, 5)):
         indices = batch_indices(6, 4, step, SETTINGS.seed)
         epochs = np.arange(4 * step, 4 * step + 4) // 6
-        expected = [entering(i, e % 2) for i, e in zip(indices.tolist(), epochs, strict=True)]
+        expected = [
+            entering(i, e % 2) for i, e in zip(indices.tolist(), epochs.tolist(), strict=True)
+        ]
         np.testing.assert_allclose(batch["image"], np.stack(expected), rtol=1e-4, atol=1e-5)
         assert batch["label"].tolist() == data.labels[indices].tolist()
 
