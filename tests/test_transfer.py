@@ -117,6 +117,15 @@ def test_finetune_learns_and_leaves_the_model_as_it_was(model, digits):
     assert "finetune: full; 29 steps of 32 of 60 examples" in result.model.receipt.notes[-1]
 
 
+def test_what_is_frozen_is_computed_once(model, digits):
+    how = {"plan": "probe", "epochs": 3, "validation": digits, "progress": False}
+    found, expected = (jt.finetune(model, digits, cache=c, **how) for c in ("auto", "never"))
+    assert [report.stage for report in found.cache] == ["head"] and expected.cache == ()
+    for one, other in zip(found.history, expected.history, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert found.model.receipt.notes == expected.model.receipt.notes
+
+
 def test_names_as_labels(model, digits):
     names = np.array(["zero", "one", "two"])[digits.labels]
     result = jt.finetune(model, (digits.images, names), steps=2)

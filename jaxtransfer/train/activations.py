@@ -156,8 +156,8 @@ class Store:
     Args:
         form: what is kept.
         place: one of `PLACES`.
-        device: where batches are gathered.
-        file: for a place on the disk.
+        device: where batches are gathered; `None` for the default one.
+        file: that they lie in on the disk.
     """
 
     def __init__(self, form: Form, place: str, device: Any, file: Path | None = None):
@@ -166,10 +166,10 @@ class Store:
         self._rows: Any
         if place == "device":
             self._rows = jnp.zeros(shape, form.stored, device=device)
-        elif place == "host":
-            self._rows = np.empty(shape, form.stored)
-        else:
+        elif file is not None:
             self._rows = np.memmap(file, form.stored, "w+", shape=shape)
+        else:
+            self._rows = np.empty(shape, form.stored)
         self._scales: Any = []
         self._errors: list[Any] = []
 
@@ -232,10 +232,11 @@ def room(place: str, device: Any, folder: str | Path | None = None) -> int:
 
     Args:
         place: one of `PLACES`.
-        device: whose memory it is about.
+        device: whose memory it is about; `None` for the default one.
         folder: on the disk; without one there is no room there.
     """
     if place == "device":
+        device = next(iter(jnp.zeros(()).devices())) if device is None else device
         known = device.memory_stats() or {}
         if "bytes_limit" in known:
             return int(SHARE * known["bytes_limit"])

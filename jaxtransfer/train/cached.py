@@ -28,6 +28,7 @@ from jaxtransfer.partition import Plan
 from jaxtransfer.train.activations import Form, Store, room, stored_dtype
 from jaxtransfer.train.cache import Cache, CacheReport
 from jaxtransfer.train.evaluation import IN_FLIGHT
+from jaxtransfer.train.losses import Batch
 from jaxtransfer.train.precision import Precision, cast_floats
 from jaxtransfer.train.prefix import BATCH, StartAt, depends_on, find_prefix, promotion
 from jaxtransfer.train.program import largest_integer, preparation
@@ -42,9 +43,6 @@ from jaxtransfer.types import PyTree
 
 # Folded into the seed, so that views draw other numbers than the steps do.
 VIEWS = 0x76696577
-
-Batch = dict[str, Any]
-
 
 # ---------------------------------------------------------------------------------------------
 # Whether a plan can be carried out on activations, and whether that pays
@@ -128,10 +126,11 @@ def views_of(cache: Cache, settings: Settings) -> int:
 
 
 def gathering_device(sharding: Sharding | None) -> Any:
-    """The device on which activations are kept and batches gathered."""
-    if sharding is not None and sharding.devices:
-        return sharding.devices[0]
-    return next(iter(jnp.zeros(()).devices()))
+    """The device on which activations are kept and batches gathered; `None` for the default one.
+
+    Arrays of the default device are bound to none, so that `jax.pmap` may spread them.
+    """
+    return None if sharding is None or not sharding.devices else sharding.devices[0]
 
 
 def _shapes(data: Data) -> Batch:
@@ -355,7 +354,7 @@ class CachedData:
         del preprocess
         return self
 
-    def read(self, indices: np.ndarray, views: np.ndarray | int = 0) -> Batch:
+    def read(self, indices: np.ndarray, views: np.ndarray | int = 0) -> dict[str, Any]:
         """The examples at these positions as a batch, each in a view."""
         others = jax.tree.map(lambda leaf: leaf[indices], self.others)
         rows = np.asarray(indices) + views * self.store.form.stride

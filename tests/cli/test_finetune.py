@@ -57,6 +57,21 @@ def trained(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> dict:
     return json.loads(captured.out)
 
 
+def test_what_is_frozen_is_computed_once(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path / "data" / "train", 4, seed=0)
+    draw(tmp_path / "data" / "test", 2, seed=1)
+    command = arguments(source, tmp_path / "data", tmp_path / "out", "--arm", "probe")
+    (report,) = trained(command, capsys)["cache"]
+    assert report["stage"] == "head" and report["bytes"] > 0 and report["seconds"] > 0
+    command = arguments(source, tmp_path / "data", tmp_path / "again", "--arm", "probe")
+    assert main(command) == 0
+    assert "probe: what enters head computed once in" in capsys.readouterr().out
+    never = arguments(source, tmp_path / "data", tmp_path / "never", "--arm", "probe")
+    assert trained([*never, "--cache", "never"], capsys)["cache"] == []
+
+
 def rows_of(table: Path) -> list[dict[str, str]]:
     with table.open(newline="") as file:
         return list(csv.DictReader(file))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxtransfer.errors import TrainingError
-from jaxtransfer.train import Event, progress_bar, step_bar
+from jaxtransfer.train import CacheReport, Event, progress_bar, step_bar
 
 
 def event(step: int, evaluation: dict[str, float] | None = None, skipped: int = 0) -> Event:
@@ -143,6 +143,21 @@ def test_without_evaluations_each_tenth_of_a_run_is_a_line() -> None:
     assert [line.split(" | ")[0] for line in lines_of(run)] == [
         f"step {step}/200" for step in range(20, 201, 20)
     ]
+
+
+def test_what_was_computed_once_is_a_line_of_each_plan() -> None:
+    file = io.StringIO()
+    reports = (CacheReport("head", "all trains"), CacheReport("all", "too large"))
+    events = [replace(one, steps=400, cache=report) for report in reports for one in (RUN[0], RUN[2])]
+    with progress_bar("lines", Console(file=file)) as callback:
+        for one in events:
+            callback(one)
+    lines = [f"{one.plan}: nothing cached, since {one.reason}" for one in reports]
+    assert file.getvalue().splitlines() == lines
+    console = terminal()
+    with progress_bar(console=console) as callback:
+        callback(events[0])
+    assert f"cache      {lines[0]}" in console.export_text()
 
 
 def test_without_a_terminal_there_is_no_bar_of_steps(capsys: pytest.CaptureFixture[str]) -> None:
