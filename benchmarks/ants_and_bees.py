@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 import jaxtransfer as jt
-from jaxtransfer.evaluate.comparison import environment, reinitialise
+from jaxtransfer.evaluate.arms import reinitialise
+from jaxtransfer.evaluate.environment import environment
 from jaxtransfer.evaluate.metrics import accuracy, mean_interval
 
 NETWORKS = {"SqueezeNet 1.1": "squeezenet1_1", "MobileNet v1 0.25": "mobilenet_v1_025"}

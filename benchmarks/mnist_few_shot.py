@@ -27,7 +27,8 @@ import numpy as np
 
 import jaxtransfer as jt
 from benchmarks.mnist import DIGITS, read_mnist
-from jaxtransfer.evaluate.comparison import environment, reinitialise
+from jaxtransfer.evaluate.arms import reinitialise
+from jaxtransfer.evaluate.environment import environment
 from jaxtransfer.evaluate.metrics import accuracy, mean_interval
 
 # The learning rates that each way may choose from.

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 import jaxtransfer as jt
-from jaxtransfer.evaluate.comparison import environment
+from jaxtransfer.evaluate.environment import environment
 
 PLAIN = "plain"
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -114,10 +114,10 @@ from jaxtransfer.report import plot_most_confused as plot_most_confused
 from jaxtransfer.report import plot_nearest_images as plot_nearest_images
 from jaxtransfer.report import plot_reliability as plot_reliability
 from jaxtransfer.report import plot_stages as plot_stages
+from jaxtransfer.report import plot_sweep as plot_sweep
 from jaxtransfer.report import plot_top_losses as plot_top_losses
 from jaxtransfer.report import plot_transferability as plot_transferability
 from jaxtransfer.report import write_interpretation as write_interpretation
-from jaxtransfer.report import plot_sweep as plot_sweep
 from jaxtransfer.surgery import Activation as Activation
 from jaxtransfer.surgery import BatchNorm as BatchNorm
 from jaxtransfer.surgery import Dense as Dense

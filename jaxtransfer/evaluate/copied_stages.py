@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxtransfer.data import Data
 from jaxtransfer.errors import ModelError
-from jaxtransfer.evaluate.comparison import reinitialise
+from jaxtransfer.evaluate.arms import reinitialise
 from jaxtransfer.models import Model, families
 from jaxtransfer.partition import Plan, freeze_until, full
 from jaxtransfer.partition.stages import stages_with_parameters

@@ -23,7 +23,6 @@ import numpy as np
 
 from jaxtransfer.data import Data, split_classes
 from jaxtransfer.errors import DataError, ModelError
-from jaxtransfer.evaluate.comparison import OnProgress, environment
 from jaxtransfer.evaluate.copied_stages import (
     Initialise,
     check_same_network,
@@ -31,9 +30,11 @@ from jaxtransfer.evaluate.copied_stages import (
     random_network,
     treatment_plan,
 )
+from jaxtransfer.evaluate.environment import environment
 from jaxtransfer.evaluate.layerwise import BASE, TREATMENTS, Transferability, Treatment
 from jaxtransfer.evaluate.metrics import accuracy
 from jaxtransfer.evaluate.predict import predict
+from jaxtransfer.evaluate.runs import OnProgress
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan, full
 from jaxtransfer.partition.stages import stages_with_parameters

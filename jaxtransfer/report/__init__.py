@@ -20,6 +20,6 @@ from jaxtransfer.report.probes import plot_few_shot as plot_few_shot
 from jaxtransfer.report.probes import plot_stages as plot_stages
 from jaxtransfer.report.probes import write_probe_report as write_probe_report
 from jaxtransfer.report.ranking import write_ranking as write_ranking
-from jaxtransfer.report.transferability import plot_transferability as plot_transferability
 from jaxtransfer.report.sweep import plot_sweep as plot_sweep
 from jaxtransfer.report.sweep import write_sweep as write_sweep
+from jaxtransfer.report.transferability import plot_transferability as plot_transferability

@@ -148,7 +148,9 @@ def test_without_evaluations_each_tenth_of_a_run_is_a_line() -> None:
 def test_what_was_computed_once_is_a_line_of_each_plan() -> None:
     file = io.StringIO()
     reports = (CacheReport("head", "all trains"), CacheReport("all", "too large"))
-    events = [replace(one, steps=400, cache=report) for report in reports for one in (RUN[0], RUN[2])]
+    events = [
+        replace(one, steps=400, cache=report) for report in reports for one in (RUN[0], RUN[2])
+    ]
     with progress_bar("lines", Console(file=file)) as callback:
         for one in events:
             callback(one)
