@@ -424,6 +424,8 @@ def compute_once(
         views = replace(views, largest=largest_integer(data))
     # Where a training step casts nothing, one program serves it and evaluation.
     inputs, _ = _augmented_shapes(model, settings, _shapes(data))
+    if sharding is None:
+        model = replace(model, params=_gathered(model.params), stats=_gathered(model.stats))
     casts = any(
         jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != settings.precision.compute
         for leaf in jax.tree.leaves((model.params, inputs))
@@ -455,6 +457,16 @@ def compute_once(
         train,
         held_out,
         report,
+    )
+
+
+def _gathered(tree: PyTree) -> PyTree:
+    """Arrays that pmap has left on all devices on the default one, bound to none."""
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(np.asarray(leaf))
+        if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+        else leaf,
+        tree,
     )
 
 
