@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 def test_few_of_a_folder_are_trained_on_and_others_are_for_validation(folder: Path) -> None:
     parts = read_parts(str(folder), 2, seed=0)
     assert parts.validation is not None
-    assert [len(part) for part in parts] == [4, 6, 4]
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (4, 6, 4)
     assert np.bincount(parts.train.labels).tolist() == [2, 2]
     seen = [
         part.read(np.arange(len(part)))["image"].max(axis=(1, 2, 3))
