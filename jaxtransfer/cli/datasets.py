@@ -65,7 +65,8 @@ def read_parts(
     """The parts of the data that `--data` names.
 
     Where the data has no parts of its own, a fifth of the examples of each class is for testing;
-    of the embedded data and of arrays only a few examples a class are for training.
+    of the embedded data and of arrays only a few examples a class are for training. Where only a
+    few are, and there is no validation part, it has at most 300 of the others.
 
     Raises:
         DataError: there is no such data, or it has too few examples.
@@ -75,7 +76,12 @@ def read_parts(
     parts = _files(name)
     if per_class is None:
         return parts
-    chosen = few_shot(parts.train.labels, per_class, seed)
+    labels = np.asarray(parts.train.labels)
+    chosen = few_shot(labels, per_class, seed)
+    others = np.setdiff1d(np.arange(len(labels)), chosen)
+    if parts.validation is None and len(others):
+        some = np.random.default_rng((seed, 1)).permutation(others)[:VALIDATION_COUNT]
+        parts = parts._replace(validation=parts.train.take(some))
     return parts._replace(train=parts.train.take(chosen))
 
 

@@ -6,6 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
+import numpy as np
+
 from jaxtransfer.cli.common import add_json, add_source, natural, positive, print_json
 from jaxtransfer.cli.datasets import add_data, read_parts
 from jaxtransfer.data import Data, stratified_split
@@ -18,6 +20,7 @@ from jaxtransfer.train import Sweep
 from jaxtransfer.transfer import load, sweep
 
 MODEL = "model"
+VALIDATION_SHARE = 0.2
 SHOWN = 10
 """How many configurations are printed."""
 
@@ -95,19 +98,21 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print_json({**found.to_dict(), "test_accuracy": score, "model": str(out / MODEL)})
         return
-    _print(found, score, paths, time.perf_counter() - begun)
+    _print(found, len(validation), score, paths, time.perf_counter() - begun)
 
 
 def _held_out(train: Data) -> tuple[Data, Data]:
-    """A fifth of each class, to compare by, where the data has no such part."""
-    kept, held_out = stratified_split(train.labels, (0.8, 0.2), seed=0)
+    """A fifth of each class and at least one example of it, to compare by, for want of a part."""
+    rarest = np.unique(train.labels, return_counts=True)[1].min()
+    share = max(VALIDATION_SHARE, 1 / max(rarest, 2))
+    kept, held_out = stratified_split(train.labels, (1 - share, share), seed=0)
     return train.take(kept), train.take(held_out)
 
 
-def _print(found: Sweep, score: float, paths: list[Path], seconds: float) -> None:
+def _print(found: Sweep, compared: int, score: float, paths: list[Path], seconds: float) -> None:
     print(found.table(SHOWN))
     if len(found.configurations) > SHOWN:
         print(f"and {len(found.configurations) - SHOWN} more")
-    print(found)
+    print(f"{found}, on {compared} examples")
     print(f"Test accuracy of that model: {100 * score:.1f} %")
     print(f"Written in {seconds:.0f} s: {', '.join(map(str, paths))}")

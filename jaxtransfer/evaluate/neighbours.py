@@ -107,12 +107,12 @@ def nearest_neighbours(
     array([0, 1])
     """
     known = check_labelled("nearest_neighbours", features, labels, num_classes)
-    if k < 1 or not 0 < temperature < float("inf"):
+    if k < 1 or k % 1 or not 0 < temperature < float("inf"):
         raise DataError(
-            f"nearest_neighbours: expected k of at least 1 and a temperature above 0, found k={k} "
-            f"and temperature={temperature}"
+            f"nearest_neighbours: expected a whole k of at least 1 and a temperature above 0, "
+            f"found k={k} and temperature={temperature}"
         )
-    count = min(k, len(known.labels))
+    count = min(int(k), len(known.labels))
     rows = _unit_rows(known.features).astype(np.float32)
     classes = known.labels.astype(np.int32)
     return NearestNeighbours(rows, classes, known.num_classes, count, float(temperature))

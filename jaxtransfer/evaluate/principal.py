@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,9 +31,14 @@ class PrincipalAxes:
     axes: np.ndarray
     variances: np.ndarray
 
+    @property
+    def unit(self) -> float:
+        """The standard deviation along the widest axis; 1 where no axis is left."""
+        return math.sqrt(self.variances[0]) if len(self.variances) else 1.0
+
     def turned(self, dtype: np.dtype) -> np.ndarray:
-        """The centred features along the axes, shape (count, rank)."""
-        parts = [(block @ self.axes).astype(dtype) for _, block in _centred(self)]
+        """The centred features along the axes, in units of `unit`, shape (count, rank)."""
+        parts = [(block @ self.axes / self.unit).astype(dtype) for _, block in _centred(self)]
         return np.concatenate(parts)
 
     def products(self, targets: np.ndarray) -> np.ndarray:

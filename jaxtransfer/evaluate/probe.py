@@ -161,10 +161,11 @@ def _candidates(l2: Any, scale: float) -> list[float]:
     """The regularisers to try, the strongest first."""
     if l2 is None:
         return [share * scale for share in RELATIVE_L2]
-    values = np.asarray(l2, np.float64).reshape(-1)
-    if not len(values) or not (np.isfinite(values) & (values > 0)).all():
+    values = np.asarray(l2).reshape(-1)
+    is_number = values.dtype.kind in "fiu"
+    if not is_number or not len(values) or not (np.isfinite(values) & (values > 0)).all():
         raise DataError(f"linear_probe: expected l2 above 0, one or several, found {l2!r}")
-    return sorted(set(values.tolist()), reverse=True)
+    return sorted(set(values.astype(np.float64).tolist()), reverse=True)
 
 
 def _parts(
@@ -235,7 +236,7 @@ class _Logistic:
         return fits
 
     def _coefficients(self, weights: np.ndarray, l2: float, start: np.ndarray) -> np.ndarray:
-        """Along the axes.
+        """Along the axes, in their unit, so that float32 holds features of any scale.
 
         The curvature of the cross-entropy is about (I - 11ᵀ / C) / C times the second moments of
         the features where all C classes are as likely (Böhning 1992, "Multinomial Logistic
@@ -243,9 +244,10 @@ class _Logistic:
         """
         classes = len(self.present)
         # Two opposite columns have half the squares of their difference.
-        penalty = 2 * l2 if classes == 2 else l2
-        penalties = np.append(np.full(len(self.axes.variances), penalty), 0)
-        scales = 1 / np.sqrt(np.append(self.axes.variances, 1) / classes + penalties)
+        penalty = (2 * l2 if classes == 2 else l2) / self.axes.unit**2
+        variances = np.append(self.axes.variances / self.axes.unit**2, 1)
+        penalties = np.append(np.full(len(variances) - 1, penalty), 0)
+        scales = 1 / np.sqrt(variances / classes + penalties)
         with jax.default_matmul_precision("highest"):
             fit = fit_logistic(
                 self.columns,
@@ -262,6 +264,6 @@ class _Logistic:
         coefficients -= coefficients.mean(axis=1, keepdims=True)
         kernel = np.zeros((len(self.axes.mean), self.num_classes))
         bias = np.full(self.num_classes, ABSENT)
-        kernel[:, self.present] = self.axes.axes @ coefficients[:-1]
+        kernel[:, self.present] = self.axes.axes @ coefficients[:-1] / self.axes.unit
         bias[self.present] = coefficients[-1] - self.axes.mean @ kernel[:, self.present]
         return kernel, bias

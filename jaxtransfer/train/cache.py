@@ -47,13 +47,17 @@ class Cache:
                 ("views", isinstance(self.views, int) and self.views >= 1, "whole, of at least 1"),
                 ("dtype", self.dtype in DTYPES, f"among {', '.join(DTYPES)}"),
                 ("where", self.where in places, f"among {', '.join(places)}"),
-                ("limit", self.limit is None or self.limit >= 0, "a number of bytes, or None"),
+                ("limit", _is_limit(self.limit), "a number of bytes, or None"),
                 ("folder", self.where != "disk" or self.folder is not None, "for where='disk'"),
             )
             if not fits
         ]
         if problems:
             raise TrainingError(f"Cache: expected {'; '.join(problems)}")
+
+
+def _is_limit(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and value >= 0)
 
 
 NAMED = {"auto": Cache(), "always": Cache(required=True), "never": None}

@@ -12,6 +12,7 @@ from jaxtransfer.errors import TrainingError
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan, resolve_plans
 from jaxtransfer.train.grid import configurations_of
+from jaxtransfer.train.scores import Target
 from jaxtransfer.train.settings import Settings
 from jaxtransfer.train.sweep import Sweep
 from jaxtransfer.train.sweep_run import train_sweep
@@ -32,6 +33,7 @@ def sweep(
     schedule: str | Callable[[int], Any] = "warmup_cosine",
     clip_norm: float | None = None,
     classes: Any = None,
+    targets: Target | None = None,
     halving: int | None = None,
     devices: Sequence[Any] | None = None,
     memory: int = 2**31,
@@ -68,6 +70,8 @@ def sweep(
         schedule: as for `finetune`.
         clip_norm: upper bound of the norm of all gradients of a configuration.
         classes: names of the classes, where labels are integers.
+        targets: what the labels of a pair are: "classes", which is the default, "multi_label" or
+            "values", as for `finetune`.
         halving: eta, from 2; `None` for whole runs of all configurations.
         devices: the configurations are spread over them; by default all that this process has.
         memory: bytes of each device that features and configurations may take together; as many
@@ -83,8 +87,8 @@ def sweep(
         `jt.sweep(model, data, {"lr": [1e-3, 1e-2], "seed": [0, 1]}, validation=held_out).best`
     """
     configurations = configurations_of(grid)
-    examples = as_data(data, classes)
-    held_out = as_data(validation, classes or examples.classes)
+    examples = as_data(data, classes, targets or "classes")
+    held_out = as_data(validation, classes or examples.classes, targets or "classes")
     seeds = sorted({one.seed for one in configurations})
     starts = {seed: fit_head(model, examples, seed) for seed in seeds}
     plans = resolve_plans(plan, starts[seeds[0]])

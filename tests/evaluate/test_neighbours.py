@@ -84,7 +84,9 @@ def test_cosine_means_are_those_of_unit_rows():
     np.testing.assert_allclose(logits, queries @ means.T, atol=1e-6)
 
 
-@pytest.mark.parametrize("how", [{"k": 0}, {"temperature": 0.0}, {"temperature": float("inf")}])
+@pytest.mark.parametrize(
+    "how", [{"k": 0}, {"k": 2.5}, {"temperature": 0.0}, {"temperature": float("inf")}]
+)
 def test_neighbours_refuse_what_is_out_of_range(how):
     with pytest.raises(DataError, match="k of at least 1 and a temperature above 0"):
         jt.nearest_neighbours(ROWS, LABELS, **how)

@@ -11,6 +11,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 import jaxtransfer as jt
 from jaxtransfer.errors import DataError
+from jaxtransfer.evaluate import probe as probe_module
+from jaxtransfer.evaluate.logistic import fit_logistic
 from jaxtransfer.evaluate.probe import MIDDLE_L2, RELATIVE_L2
 
 COUNT, CHANNELS = 90, 6
@@ -108,6 +110,13 @@ def test_by_default_scales_and_seeds_are_what_they_are(method):
     assert np.array_equal(again.kernel, probe.kernel)
 
 
+@pytest.mark.parametrize("scale", [1e-40, 1e30, 1e100])
+def test_scales_beyond_single_precision_change_no_logits(scale):
+    rows, labels = clusters(3)
+    probe, scaled = (jt.linear_probe(s * rows, labels, l2=s**2 * 0.1) for s in (1.0, scale))
+    np.testing.assert_allclose(scaled.logits(scale * rows), probe.logits(rows), atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["logistic", "ridge"])
 def test_classes_without_examples_are_never_the_answer(method):
     rows, labels = clusters(2)
@@ -128,14 +137,19 @@ def test_one_example_a_class_and_channels_that_do_not_vary(method):
     assert not nothing.kernel.any() and nothing.predict(np.ones((1, 2))).tolist() == [1]
 
 
-def test_double_precision_is_used_where_it_is_enabled():
+@pytest.mark.parametrize("is_double", [False, True])
+def test_double_precision_is_used_where_it_is_enabled(is_double, monkeypatch):
     rows, labels = clusters(3)
-    with jax.enable_x64(True):
-        probe = jt.linear_probe(rows, labels, l2=1.0)
-    targets = np.eye(3)[labels]
-    probabilities = np.exp(probe.logits(rows))
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    assert np.abs((probabilities - targets).mean(axis=0)).max() < 5e-3
+    fits = []
+
+    def noted(*arguments):
+        fits.append(fit_logistic(*arguments))
+        return fits[-1]
+
+    monkeypatch.setattr(probe_module, "fit_logistic", noted)
+    with jax.enable_x64(is_double):
+        jt.linear_probe(rows, labels, l2=1.0)
+    assert [fit.coefficients.dtype for fit in fits] == [np.float64 if is_double else np.float32]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
@@ -164,6 +178,7 @@ def test_other_numbers_are_taken_too(dtype):
         ({"l2": 0}, "l2 above 0"),
         ({"l2": [1.0, float("inf")]}, "l2 above 0"),
         ({"l2": []}, "l2 above 0"),
+        ({"l2": "small"}, "l2 above 0"),
         ({"validation": (np.zeros((2, 3)), [0, 1])}, "validation: expected 2 channels"),
         ({"validation": (np.zeros((2, 2)), [0, 2])}, "labels from 0 to 1, found 0 to 2"),
     ],

@@ -396,6 +396,7 @@ def test_a_cache_that_is_required_and_cannot_be_is_an_error(plain: Model, rows: 
         ({"dtype": "int4"}, "dtype among float32, bfloat16, int8, found 'int4'"),
         ({"where": "tape"}, "where among auto, device, host, disk, found 'tape'"),
         ({"limit": -1}, "limit a number of bytes, or None, found -1"),
+        ({"limit": "1 GB"}, "limit a number of bytes, or None, found '1 GB'"),
         ({"where": "disk"}, "folder for where='disk', found None"),
     ],
 )

@@ -144,6 +144,24 @@ def test_numbers_are_swept_by_r_squared(plain: Model) -> None:
         sweep(plain, {"label_smoothing": [0.1]}, data, validation=held_out)
 
 
+@pytest.mark.parametrize(
+    ("targets", "labels", "score"),
+    [
+        ("values", lambda data: data.images[:, 0], "r_squared"),
+        ("multi_label", lambda data: (data.images[:, :2] > 0).astype(int), "accuracy"),
+    ],
+)
+def test_the_labels_of_a_pair_are_what_targets_says(
+    plain: Model, targets: str, labels: Any, score: str
+) -> None:
+    pair, held_out = ((data.images, labels(data)) for data in (POINTS, HELD_OUT))
+    grid = {"lr": [1e-6, 0.3]}
+    found = sweep(plain, grid, pair, validation=held_out, targets=targets, steps=30)
+    assert found.score == score and found.best.learning_rate == 0.3
+    with pytest.raises(DataError, match="labels: expected"):
+        sweep(plain, grid, pair, validation=held_out)
+
+
 # ---------------------------------------------------------------------------------------------
 # Side by side
 
