@@ -463,9 +463,11 @@ def compute_once(
 def _gathered(tree: PyTree) -> PyTree:
     """Arrays that pmap has left on all devices on the default one, bound to none."""
     return jax.tree.map(
-        lambda leaf: jnp.asarray(np.asarray(leaf))
-        if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
-        else leaf,
+        lambda leaf: (
+            jnp.asarray(np.asarray(leaf))
+            if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+            else leaf
+        ),
         tree,
     )
 
