@@ -23,8 +23,8 @@ import numpy as np
 
 from jaxtransfer.data import Data, split_classes
 from jaxtransfer.errors import DataError, ModelError
+from jaxtransfer.evaluate.arms import Initialise
 from jaxtransfer.evaluate.copied_stages import (
-    Initialise,
     check_same_network,
     copy_stages,
     random_network,
@@ -79,8 +79,8 @@ def transferability_by_layer(
         seeds: how many seeds, or which, from 0.
         depths: which numbers of copied stages; by default 1 and all above, up to those before the
             head.
-        initialise: from a random key to parameters and statistics like the model's; networks of the
-            catalog need none.
+        initialise: from a seed to the network with random weights, as for `compare`; networks of
+            the catalog need none.
         on_progress: called after each training with what was trained, the training steps done, and
             their number in all.
 

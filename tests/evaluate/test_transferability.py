@@ -46,16 +46,14 @@ class Network(StagedNetwork):
         return Normalised(name=stage)(x, train=train)
 
 
-def initialise(key):
-    variables = Network().init(key, jnp.ones((1, 4)), train=False)
-    return variables["params"], variables["batch_stats"]
+def initialise(seed):
+    variables = Network().init(jax.random.key(seed), jnp.ones((1, 4)), train=False)
+    return jt.Model.from_linen(Network(), variables, stages=Network().stages)
 
 
 @pytest.fixture(scope="module")
 def model():
-    params, stats = initialise(jax.random.key(0))
-    variables = {"params": params, "batch_stats": stats}
-    return jt.Model.from_linen(Network(), variables, stages=Network().stages)
+    return initialise(0)
 
 
 def examples(seed: int, names=tuple("abcd")) -> tuple[jt.ArrayData, jt.ArrayData]:
