@@ -70,7 +70,7 @@ def sentence(ranking: Ranking) -> str:
     text = f"{ranking.best} comes out first, with a mean rank of {means[ranking.best]:.1f}"
     text += f" of {len(ranking.candidates)} candidates."
     if ranking.baseline == ranking.best:
-        text = (
+        return (
             "Random weights come out first: no candidate has features that help with "
             f"{ranking.target}."
         )
