@@ -237,7 +237,10 @@ def check_features(probes: Probes) -> Check:
         "errors_avoided": avoided,
     }
     difference = " to ".join(f"{100 * value:+.1f}" for value in over_random[1:])
-    evidence += f", and one on {_random_networks(len(probes.random))} {_percent(random)}: {100 * over_random.mean:+.1f} points, 95 % interval {difference}."
+    evidence += (
+        f", and one on {_random_networks(len(probes.random))} {_percent(random)}: "
+        f"{100 * over_random.mean:+.1f} points, 95 % interval {difference}."
+    )
     if over_majority.low <= 0 or avoided < LEAST_AVOIDED:
         return Check(HELPFUL, False, evidence, numbers)
     return Check(HELPFUL, True if over_random.low > 0 else None, evidence, numbers)
