@@ -119,12 +119,17 @@ def transferability_by_layer(
         base=tuple(accuracy_on(bases[seed].target, tasks[seed][1].test) for seed in seeds),
         accuracies={name: tuple(rows) for name, rows in accuracies.items()},
         classes=tuple(_class_lists(*tasks[seed]) for seed in seeds),
-        settings={name: getattr(settings, name) for name in _REPORTED},
+        settings={name: _plain(getattr(settings, name)) for name in _REPORTED},
         environment=environment(),
     )
 
 
 _REPORTED = ("steps", "batch_size", "learning_rate", "weight_decay", "optimizer", "schedule")
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON can hold it: of a schedule of one's own its name."""
+    return getattr(value, "__name__", type(value).__name__) if callable(value) else value
 
 
 class Bases(NamedTuple):

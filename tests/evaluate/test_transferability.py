@@ -205,6 +205,18 @@ def test_stages_of_trained_models_are_told_apart_by_nothing_but_their_origin(mod
     assert apart.classes == ({"A": None, "B": ("a", "b")},) * 2
 
 
+def test_a_schedule_of_ones_own_is_reported_by_its_name(model, monkeypatch):
+    def falling(steps):
+        return lambda step: 1 - step / steps
+
+    monkeypatch.setattr(transferability, "train", untrained)
+    settings = replace(SETTINGS, schedule=falling)
+    options = {"settings": settings, "seeds": 1, "depths": (1,), "initialise": initialise}
+    found = transferability_by_layer(model, examples(0), **options)
+    report = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert report["settings"]["schedule"] == "falling"
+
+
 def test_two_tasks_may_have_different_numbers_of_classes(model, monkeypatch):
     monkeypatch.setattr(transferability, "train", untrained)
     progress = []
