@@ -64,6 +64,16 @@ def test_the_mean_rank_is_over_scores_that_all_have(found):
     assert found.fooled == ("y", "z")
 
 
+def test_where_no_score_is_common_those_that_there_are_count():
+    none = Measured(None, reason="no head")
+    found = ranking({"a": {"x": none}, "b": {"x": Measured(0.1)}, "c": {"x": Measured(0.2)}})
+    assert found.best == "c" and found.order == ("c", "b", "a")
+    assert found.to_dict()["mean_ranks"] == {"a": None, "b": 2, "c": 1}
+    assert [row[-1] for row in found.table()[1:]] == ["1.0", "2.0", "-"]
+    with pytest.raises(DataError, match="one of the scores x, found none: no head"):
+        ranking({"a": {"x": none}})
+
+
 def test_the_table_has_the_best_first_and_dashes_for_what_is_missing(found):
     header, *rows = found.table()
     assert header == ("candidate", "x", "y", "z", "mean rank")
