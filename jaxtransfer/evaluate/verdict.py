@@ -79,10 +79,10 @@ def _against_naive(name: str, arm: Judged) -> str:
         return ""
     found = f"it ends {_points(end)} the majority answer"
     if math.isnan(end.low):
-        return f" {name} does not beat the naive answer: {found}."
+        return f" The arm {name} does not beat the naive answer: {found}."
     how = "is not shown to beat" if end.high > 0 else "is no better than"
     interval = f"95 % interval {100 * end.low:+.1f} to {100 * end.high:+.1f}"
-    return f" {name} {how} the naive answer: {found} ({interval})."
+    return f" The arm {name} {how} the naive answer: {found} ({interval})."
 
 
 def _points(difference: Interval) -> str:
