@@ -117,7 +117,11 @@ from jaxtransfer.report import plot_stages as plot_stages
 from jaxtransfer.report import plot_sweep as plot_sweep
 from jaxtransfer.report import plot_top_losses as plot_top_losses
 from jaxtransfer.report import plot_transferability as plot_transferability
+from jaxtransfer.report import write_advice as write_advice
+from jaxtransfer.report import write_comparison as write_comparison
 from jaxtransfer.report import write_interpretation as write_interpretation
+from jaxtransfer.report import write_ranking as write_ranking
+from jaxtransfer.report import write_sweep as write_sweep
 from jaxtransfer.surgery import Activation as Activation
 from jaxtransfer.surgery import BatchNorm as BatchNorm
 from jaxtransfer.surgery import Dense as Dense

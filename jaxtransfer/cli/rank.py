@@ -82,15 +82,14 @@ def _print_table(ranking: Ranking) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    means = ranking.mean_ranks
     table = Table(title=f"Sources for {ranking.target}: rank by each score", title_justify="left")
     for column in ("source", *(NAMES[score] for score in ranking.scores), "mean"):
         table.add_column(column, justify="left" if column == "source" else "right")
-    for name in sorted(ranking.candidates, key=lambda name: means[name]):
+    for name in ranking.order:
         ranks = [row[name] for row in ranking.ranks.values()]
         cells = ["-" if rank is None else f"{rank:g}" for rank in ranks]
         style = "bold" if name == ranking.best else None
-        table.add_row(name, *cells, f"{means[name]:.1f}", style=style)
+        table.add_row(name, *cells, ranking.shown_mean(name), style=style)
     console = Console(highlight=False)
     console.print(table)
     for score, names in ranking.unavailable.items():

@@ -131,7 +131,7 @@ class Advice:
                 for check in self.checks
             ],
             "reasons": list(self.reasons),
-            "accuracies": {name: value._asdict() for name, value in self.accuracies.items()},
+            "accuracies": {name: value.to_dict() for name, value in self.accuracies.items()},
         }
 
     def __str__(self) -> str:
@@ -174,11 +174,12 @@ def advice_from(
         reasons.append(f"Plan {plan!r}, learning rate {learning_rate:g}; find_lr can refine it.")
         if not proven:
             reasons.append(
-                "These images are too few to prove that the features help; that they do is likely, "
-                "since the other two conditions are met. compare measures it."
+                f"{_unproven(checks[2])}; that they do is likely, since the other two conditions "
+                "are met. compare measures it."
             )
     elif proven is None:
-        reasons.append("The images are too few to prove that the features help; label more.")
+        remedy = "label more" if _is_compared(checks[2]) else "give random_networks"
+        reasons.append(f"{_unproven(checks[2])}; {remedy}.")
     elif (checks[2].numbers["over_majority_low"] or 0) <= 0:
         reasons.append(
             "No probe beats the majority answer beyond doubt: look at images and labels first, "
@@ -206,12 +207,23 @@ def advice_from(
     )
 
 
+def _is_compared(check: Check) -> bool:
+    """Whether the features were compared with those of random weights."""
+    return check.numbers["random"] is not None
+
+
+def _unproven(check: Check) -> str:
+    if _is_compared(check):
+        return "These images are too few to prove that the features help"
+    return "Without random weights to compare with, it is not proven that the features help"
+
+
 def _why(case: str, examples: int, stage: str | None, probes: Probes) -> str:
     last = list(probes.stages)[-1]
     amount = f"{examples:,} labelled images are {'few' if examples < LARGE else 'many'}"
     why = f"Case {case!r} of CS231n: {amount} (from {LARGE:,} on they are many), and "
     if stage is None:
-        return f"{why}no earlier stage's features are better than what enters {last}."
+        return f"{why}no earlier stage is better than what enters {last} beyond doubt."
     gain = float(probes.stages[stage].mean() - probes.stages[last].mean())
     return f"{why}a probe on what enters {stage} is {100 * gain:.1f} points better than on {last}."
 

@@ -169,9 +169,9 @@ def reinitialise(model: Model, seed: int, initialise: Initialise | None = None) 
         return replace(model, params=fresh.params, stats=fresh.stats)
     if model.spec.name not in families():
         raise ModelError(
-            f"scratch arm: expected a network of the catalog, found {model.spec.name!r}, whose "
-            "random weights nobody described; give initialise=, a function from a seed to the "
-            "model with random weights, or leave the arm out"
+            "random weights: expected a network of the catalog or initialise=, found "
+            f"{model.spec.name!r} without; give a function from a seed to the model with random "
+            "weights, or leave scratch arms out"
         )
     fresh = init(model.spec.name, seed, **dict(model.spec.options))
     return replace(fresh, preprocess=model.preprocess)

@@ -135,6 +135,8 @@ def _check(arms: Mapping[str, Arm | None], budget: Budget, seeds: Sequence[int])
     problems = [] if seeds else ["at least one seed, found none"]
     if len(set(seeds)) < len(seeds):
         problems.append(f"seeds, each once, found {list(seeds)}")
+    if seeds and min(seeds) < 0:
+        problems.append(f"seeds of at least 0, found {min(seeds)}")
     for name, arm in arms.items():
         rates = None if arm is None else arm.learning_rates
         if rates is not None and len(rates) != len(budget.learning_rates):

@@ -238,12 +238,17 @@ def check_features(probes: Probes) -> Check:
     }
     difference = " to ".join(f"{100 * value:+.1f}" for value in over_random[1:])
     evidence += (
-        f", and one on the best of {len(probes.random)} networks with random weights "
-        f"{_percent(random)}: {100 * over_random.mean:+.1f} points, 95 % interval {difference}."
+        f", and one on {_random_networks(len(probes.random))} {_percent(random)}: "
+        f"{100 * over_random.mean:+.1f} points, 95 % interval {difference}."
     )
     if over_majority.low <= 0 or avoided < LEAST_AVOIDED:
         return Check(HELPFUL, False, evidence, numbers)
     return Check(HELPFUL, True if over_random.low > 0 else None, evidence, numbers)
+
+
+def _random_networks(count: int) -> str:
+    one = "a network with random weights"
+    return one if count == 1 else f"the best of {count} networks with random weights"
 
 
 def _errors_avoided(correct: np.ndarray, baseline: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +11,13 @@ import numpy as np
 
 from jaxtransfer.data import Data
 from jaxtransfer.errors import ModelError
-from jaxtransfer.evaluate.arms import reinitialise
-from jaxtransfer.models import Model, families
+from jaxtransfer.evaluate.arms import Initialise, reinitialise
+from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan, freeze_until, full
 from jaxtransfer.partition.stages import stages_with_parameters
 from jaxtransfer.surgery import replace_head
 from jaxtransfer.tree import named_leaves
 from jaxtransfer.types import PyTree
-
-Initialise = Callable[[jax.Array], tuple[PyTree, PyTree]]
-"""From a random key to a network's parameters and statistics."""
 
 
 def random_network(
@@ -32,22 +29,13 @@ def random_network(
         model: the network; its weights are not looked at.
         data: labels are classes.
         seed: the same seed gives the same weights.
-        initialise: from a random key to parameters and statistics; by default those of the catalog.
+        initialise: as `reinitialise` says.
 
     Raises:
-        ModelError: the network is not in the catalog and there is no `initialise`, or the random
-            weights do not have the names and shapes of the model's.
+        ModelError: as `reinitialise` says, or the network of the catalog does not have the names
+            and shapes of the model's leaves.
     """
-    if initialise is not None:
-        params, stats = initialise(jax.random.key(seed))
-        fresh = replace(model, params=params, stats=stats, labels=None)
-    elif model.spec.name in families():
-        fresh = reinitialise(model, seed)
-    else:
-        raise ModelError(
-            f"transferability_by_layer: expected a network of the catalog, or initialise=, found "
-            f"{model.spec.name!r} without; give a function from a random key to (params, stats)"
-        )
+    fresh = replace(reinitialise(model, seed, initialise), labels=None)
     check_same_network(model, fresh, "initialise=, since the network was changed by surgery")
     count = len(data.classes) if data.classes is not None else int(np.max(data.labels)) + 1
     if fresh.num_classes != count:

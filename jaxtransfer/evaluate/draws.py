@@ -90,7 +90,8 @@ def classes_of(*parts: Data | None) -> Sequence[str] | int:
     """The names of the classes, which all parts share, or where they have none their number.
 
     Raises:
-        DataError: labels are no classes, or parts have other classes.
+        DataError: labels are no classes, or parts have other classes; without names, classes above
+            all those that can be trained on.
     """
     given: list[Any] = [part for part in parts if part is not None]
     for part in given:
@@ -105,4 +106,10 @@ def classes_of(*parts: Data | None) -> Sequence[str] | int:
         raise DataError(f"compare: expected the same classes in all parts, found {found}")
     if given[0].classes is not None:
         return given[0].classes
-    return 1 + max(int(np.max(part.labels)) for part in given)
+    count, others = (1 + max(int(np.max(p.labels)) for p in some) for some in (given[:1], given))
+    if others > count:
+        raise DataError(
+            f"compare: expected test and validation labels below {count}, the classes that are "
+            f"trained on, found {others - 1}; give classes= where there are more"
+        )
+    return count

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxtransfer.data import Data, as_data
 from jaxtransfer.errors import DataError, ModelError
+from jaxtransfer.evaluate.answers import check_numbers
 from jaxtransfer.evaluate.metrics import Interval, binomial_interval
 from jaxtransfer.evaluate.predict import predict
 from jaxtransfer.models import Model
@@ -92,10 +93,12 @@ def forgetting(
         answering, head = _with_old_head(before, after), "old"
     else:
         answering, head = after, "kept"
-    first = predict(before, examples, batch_size=batch_size).argmax(axis=-1)
+    known = predict(before, examples, batch_size=batch_size)
+    first, offset = known.argmax(axis=-1), before.preprocess.label_offset
+    check_numbers("forgetting", labels, known.shape[-1] - offset)
     outputs = predict(answering, examples, batch_size=batch_size)
     second = (outputs if task is None else outputs[task]).argmax(axis=-1)
-    was_right = first == labels + before.preprocess.label_offset
+    was_right = first == labels + offset
     is_right = second == labels + answering.preprocess.label_offset
     count = len(labels)
     lost, gained = int((was_right & ~is_right).sum()), int((~was_right & is_right).sum())

@@ -95,8 +95,7 @@ def binomial_interval(successes: int, count: int, confidence: float = 0.99) -> I
     """The share of successes and its exact interval.
 
     Source: Clopper & Pearson 1934, "The Use of Confidence or Fiducial Limits Illustrated in the
-        Case of the
-    Binomial", by quantiles of the beta distribution.
+    Case of the Binomial", Biometrika 26(4), by quantiles of the beta distribution.
 
     Args:
         successes: from 0 to `count`.

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxtransfer.errors import DataError
 from jaxtransfer.evaluate.features import check_features, check_labelled
-
-QUERIES, REFERENCES = 512, 65536
-"""Rows that are compared at a time: similarities take at most 128 MiB."""
+from jaxtransfer.evaluate.nearest import nearest_rows, unit_rows
 
 METRICS = ("cosine", "euclidean")
 
@@ -51,29 +46,17 @@ class NearestNeighbours:
             DataError: the features are no such rows.
         """
         rows = check_features("nearest_neighbours", features, self.features.shape[1])
-        rows = _unit_rows(rows).astype(np.float32)
-        parts = [self._votes(rows[at : at + QUERIES]) for at in range(0, len(rows), QUERIES)]
-        return np.concatenate([np.zeros((0, self.num_classes), np.float32), *parts])
+        rows = unit_rows(rows).astype(np.float32)
+        cosines, at = nearest_rows(rows, self.features, self.k)
+        # Logarithms are added, since exp(s / T) has no bounds.
+        votes = np.full((len(rows), self.num_classes), -np.inf)
+        places: Any = np.arange(len(rows))[:, np.newaxis], self.labels[at]
+        np.logaddexp.at(votes, places, cosines.astype(np.float64) / self.temperature)
+        return votes.astype(np.float32)
 
     def predict(self, features: Any) -> np.ndarray:
         """The class with the most votes; of equal ones the lowest. Shape (count,), integers."""
         return self.logits(features).argmax(axis=-1)
-
-    def _votes(self, queries: np.ndarray) -> np.ndarray:
-        cosines = np.zeros((len(queries), 0), np.float32)
-        labels = np.zeros((len(queries), 0), np.int32)
-        for start in range(0, len(self.features), REFERENCES):
-            some = slice(start, start + REFERENCES)
-            near = _nearest(queries, self.features[some], self.labels[some], self.k)
-            cosines = np.concatenate([cosines, near[0]], axis=1)
-            labels = np.concatenate([labels, near[1]], axis=1)
-            order = np.argsort(-cosines, axis=1, kind="stable")[:, : self.k]
-            cosines, labels = (np.take_along_axis(x, order, axis=1) for x in (cosines, labels))
-        # Logarithms are added, since exp(s / T) has no bounds.
-        votes = np.full((len(queries), self.num_classes), -np.inf)
-        at: Any = np.arange(len(queries))[:, np.newaxis], labels
-        np.logaddexp.at(votes, at, cosines.astype(np.float64) / self.temperature)
-        return votes.astype(np.float32)
 
 
 def nearest_neighbours(
@@ -113,7 +96,7 @@ def nearest_neighbours(
             f"found k={k} and temperature={temperature}"
         )
     count = min(int(k), len(known.labels))
-    rows = _unit_rows(known.features).astype(np.float32)
+    rows = unit_rows(known.features).astype(np.float32)
     classes = known.labels.astype(np.int32)
     return NearestNeighbours(rows, classes, known.num_classes, count, float(temperature))
 
@@ -146,7 +129,7 @@ class NearestMean:
         """
         rows = check_features("nearest_mean", features, self.means.shape[1]).astype(np.float64)
         if self.metric == "cosine":
-            scores = _unit_rows(rows) @ self.means.T
+            scores = unit_rows(rows) @ self.means.T
         else:
             # Seen from the middle of the means, so that no large numbers are subtracted.
             middle = self.means[self.present].mean(axis=0)
@@ -185,30 +168,9 @@ def nearest_mean(
     if metric not in METRICS:
         raise DataError(f"nearest_mean: expected a metric among {METRICS}, found {metric!r}")
     rows = known.features.astype(np.float64)
-    rows = _unit_rows(rows) if metric == "cosine" else rows
+    rows = unit_rows(rows) if metric == "cosine" else rows
     counts = np.bincount(known.labels, minlength=known.num_classes)
     sums = np.zeros((known.num_classes, rows.shape[1]))
     np.add.at(sums, known.labels, rows)
     means = sums / np.maximum(counts, 1)[:, np.newaxis]
-    return NearestMean(_unit_rows(means) if metric == "cosine" else means, counts > 0, metric)
-
-
-def _unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1 in their own dtype; a row of zeros stays one."""
-    # By the largest value first: squares of very large and very small numbers are no floats.
-    rows = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(rows.dtype).tiny)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, 1).astype(rows.dtype)
-
-
-def _nearest(
-    queries: np.ndarray, features: np.ndarray, labels: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and labels of the nearest rows, shape (queries, at most k), the nearest first."""
-    cosines, at = jax.device_get(_top(queries, features, min(k, len(features))))
-    return cosines, labels[at]
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _top(queries: jax.Array, features: jax.Array, k: int) -> Any:
-    return jax.lax.top_k(jnp.matmul(queries, features.T, precision="highest"), k)
+    return NearestMean(unit_rows(means) if metric == "cosine" else means, counts > 0, metric)

@@ -123,11 +123,10 @@ class Comparison:
         Raises:
             ModelError: there is no such arm or quantity.
         """
-        unknown = [name for name in (arm, other) if name not in self.arms]
-        if unknown or quantity not in QUANTITIES:
+        self._check_arms("difference", arm, other)
+        if quantity not in QUANTITIES:
             raise ModelError(
-                f"difference: expected arms among {', '.join(self.arms)} and one of "
-                f"{', '.join(QUANTITIES)}, found {unknown or quantity}"
+                f"difference: expected one of {', '.join(QUANTITIES)}, found {quantity!r}"
             )
         mine, theirs = (
             [summarise_curve(self.evaluated_at, curve) for curve in self.arms[name].curves]
@@ -145,7 +144,11 @@ class Comparison:
         Returns:
             The interval of `nested_bootstrap_interval`; `None` where the answers to single examples
             are not known, as of the naive arm.
+
+        Raises:
+            ModelError: there is no such arm.
         """
+        self._check_arms("bootstrap_difference", arm, other)
         mine, theirs = self.arms[arm].ends, self.arms[other].ends
         if not mine or not theirs:
             return None
@@ -166,6 +169,13 @@ class Comparison:
             "reused": list(self.reused),
             "environment": dict(self.environment),
         }
+
+    def _check_arms(self, where: str, *names: str) -> None:
+        unknown = [name for name in names if name not in self.arms]
+        if unknown:
+            raise ModelError(
+                f"{where}: expected arms among {', '.join(self.arms)}, found {', '.join(unknown)}"
+            )
 
 
 def paired_differences(

@@ -19,11 +19,9 @@ from jaxtransfer.evaluate.draws import Draw
 from jaxtransfer.evaluate.metrics import accuracy
 from jaxtransfer.evaluate.predict import predict, predict_with
 from jaxtransfer.models import Model
-from jaxtransfer.partition import Plan, evaluation_params
+from jaxtransfer.partition import Plan
 from jaxtransfer.train import Settings, TrainState, cross_entropy, train
 from jaxtransfer.train.loop import OnStep
-from jaxtransfer.tree import merge
-from jaxtransfer.types import PyTree
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being done, the number of training steps done, and their number in all; that
@@ -114,8 +112,7 @@ class Runner:
             if number in self.at:
                 jax.block_until_ready(state.trainable)
                 begun = time.perf_counter()
-                params = _evaluated_params(state)
-                logits = predict_with(model, params, state.stats, draw.test)
+                logits = predict_with(model, state.evaluated_params, state.stats, draw.test)
                 right.append(logits.argmax(axis=-1) == labels)
                 paused += time.perf_counter() - begun
             count(number, state)
@@ -200,10 +197,3 @@ def _train(
 
 def _right(model: Model, test: Data) -> np.ndarray:
     return predict(model, test).argmax(axis=-1) == np.asarray(test.labels)
-
-
-def _evaluated_params(state: TrainState) -> PyTree:
-    """The parameters that answer: the moving average, or what the optimizer says, or they all."""
-    if state.ema is not None:
-        return merge(state.ema, state.frozen)
-    return merge(evaluation_params(state.opt_state, state.trainable), state.frozen)

@@ -23,8 +23,8 @@ import numpy as np
 
 from jaxtransfer.data import Data, split_classes
 from jaxtransfer.errors import DataError, ModelError
+from jaxtransfer.evaluate.arms import Initialise
 from jaxtransfer.evaluate.copied_stages import (
-    Initialise,
     check_same_network,
     copy_stages,
     random_network,
@@ -79,8 +79,8 @@ def transferability_by_layer(
         seeds: how many seeds, or which, from 0.
         depths: which numbers of copied stages; by default 1 and all above, up to those before the
             head.
-        initialise: from a random key to parameters and statistics like the model's; networks of the
-            catalog need none.
+        initialise: from a seed to the network with random weights, as for `compare`; networks of
+            the catalog need none.
         on_progress: called after each training with what was trained, the training steps done, and
             their number in all.
 
@@ -119,12 +119,17 @@ def transferability_by_layer(
         base=tuple(accuracy_on(bases[seed].target, tasks[seed][1].test) for seed in seeds),
         accuracies={name: tuple(rows) for name, rows in accuracies.items()},
         classes=tuple(_class_lists(*tasks[seed]) for seed in seeds),
-        settings={name: getattr(settings, name) for name in _REPORTED},
+        settings={name: _plain(getattr(settings, name)) for name in _REPORTED},
         environment=environment(),
     )
 
 
 _REPORTED = ("steps", "batch_size", "learning_rate", "weight_decay", "optimizer", "schedule")
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON can hold it: of a schedule of one's own its name."""
+    return getattr(value, "__name__", type(value).__name__) if callable(value) else value
 
 
 class Bases(NamedTuple):

@@ -77,11 +77,12 @@ def _against_naive(name: str, arm: Judged) -> str:
     end = arm.versus_naive.get("asymptote")
     if end is None or end.low > 0 or (math.isnan(end.low) and end.mean > 0):
         return ""
-    spread = f" (95 % interval {100 * end.low:+.1f} to {100 * end.high:+.1f})"
-    return (
-        f" The source is no better than naive: always answering the majority class is not beaten "
-        f"by {name}, which ends {_points(end)} that{'' if math.isnan(end.low) else spread}."
-    )
+    found = f"it ends {_points(end)} the majority answer"
+    if math.isnan(end.low):
+        return f" The arm {name} does not beat the naive answer: {found}."
+    how = "is not shown to beat" if end.high > 0 else "is no better than"
+    interval = f"95 % interval {100 * end.low:+.1f} to {100 * end.high:+.1f}"
+    return f" The arm {name} {how} the naive answer: {found} ({interval})."
 
 
 def _points(difference: Interval) -> str:

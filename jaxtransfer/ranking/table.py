@@ -53,7 +53,8 @@ class Ranking:
             pass, which all scores share, compilation included.
         agreement: weighted Kendall tau between two scores, over the candidates that have both.
         unavailable: by score and candidate, why there is none.
-        best: the candidate with the lowest mean rank over the scores that all candidates have.
+        best: the candidate with the lowest mean rank over the scores that all candidates have; if
+            there is none, over those that each one has.
         baseline: the candidate with random weights, which every useful source beats; may be `None`.
         resamples, seed: of the bootstrap.
     """
@@ -75,12 +76,19 @@ class Ranking:
 
     @property
     def mean_ranks(self) -> dict[str, float]:
-        """Each candidate's mean rank over the scores that all candidates have."""
-        shared = [row for row in self.ranks.values() if None not in row.values()]
-        return {
-            name: sum(row[name] or 0 for row in shared) / len(shared) if shared else math.nan
-            for name in self.candidates
-        }
+        """Each candidate's mean rank; NaN for one that has no score."""
+        return _mean_ranks(self.ranks, self.candidates)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The candidates, the lowest mean rank first."""
+        means = self.mean_ranks
+        return tuple(sorted(self.candidates, key=lambda name: _last_if_nan(means[name])))
+
+    def shown_mean(self, name: str) -> str:
+        """A candidate's mean rank as text."""
+        mean = self.mean_ranks[name]
+        return "-" if math.isnan(mean) else f"{mean:.1f}"
 
     @property
     def fooled(self) -> tuple[str, ...]:
@@ -91,12 +99,10 @@ class Ranking:
 
     def table(self) -> list[tuple[str, ...]]:
         """The header and a row a candidate, the best mean rank first: score, rank and interval."""
-        means = self.mean_ranks
-        order = sorted(self.candidates, key=lambda name: means[name])
         header = ("candidate", *self.scores, "mean rank")
         rows = [
-            (name, *(self._cell(score, name) for score in self.scores), f"{means[name]:.1f}")
-            for name in order
+            (name, *(self._cell(score, name) for score in self.scores), self.shown_mean(name))
+            for name in self.order
         ]
         return [header, *rows]
 
@@ -146,7 +152,7 @@ def summarise(
         seed: of the bootstrap.
 
     Raises:
-        DataError: there is no candidate.
+        DataError: there is no candidate, or no score of any.
     """
     if not measured:
         raise DataError("rank: expected at least one candidate, found none")
@@ -155,7 +161,13 @@ def summarise(
     scores = {s: {n: m.value for n, m in column.items()} for s, column in columns.items()}
     ranks = {score: _among(row, rank_of) for score, row in scores.items()}
     drawn = {s: {n: m.resampled for n, m in column.items()} for s, column in columns.items()}
-    shared = [row for row in ranks.values() if None not in row.values()]
+    means = _mean_ranks(ranks, names)
+    if all(math.isnan(mean) for mean in means.values()):
+        reasons = {m.reason for column in columns.values() for m in column.values()}
+        raise DataError(
+            f"rank: expected a candidate with one of the scores {', '.join(scores)}, found none: "
+            f"{'; '.join(sorted(reasons))}"
+        )
     return Ranking(
         candidates=names,
         target=target,
@@ -174,11 +186,24 @@ def summarise(
             for s, column in columns.items()
             if any(m.value is None for m in column.values())
         },
-        best=min(names, key=lambda name: sum(row[name] or 0 for row in shared)),
+        best=min(names, key=lambda name: _last_if_nan(means[name])),
         baseline=baseline,
         resamples=max(len(m.resampled) for m in columns[next(iter(columns))].values()),
         seed=seed,
     )
+
+
+def _mean_ranks(
+    ranks: Mapping[str, Mapping[str, float | None]], names: Sequence[str]
+) -> dict[str, float]:
+    """Mean ranks over the scores that all have; where there is none, over those each one has."""
+    shared = [row for row in ranks.values() if None not in row.values()] or list(ranks.values())
+    own = {name: [rank for row in shared if (rank := row[name]) is not None] for name in names}
+    return {name: sum(some) / len(some) if some else math.nan for name, some in own.items()}
+
+
+def _last_if_nan(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def rank_of(values: np.ndarray) -> np.ndarray:

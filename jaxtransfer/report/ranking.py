@@ -66,11 +66,11 @@ def write_ranking(ranking: Ranking, folder: str | Path) -> list[Path]:
 
 def sentence(ranking: Ranking) -> str:
     """What the ranking says, in words."""
-    means = ranking.mean_ranks
-    text = f"{ranking.best} comes out first, with a mean rank of {means[ranking.best]:.1f}"
+    mean = ranking.shown_mean(ranking.best)
+    text = f"{ranking.best} comes out first, with a mean rank of {mean}"
     text += f" of {len(ranking.candidates)} candidates."
     if ranking.baseline == ranking.best:
-        text = (
+        return (
             "Random weights come out first: no candidate has features that help with "
             f"{ranking.target}."
         )
@@ -84,15 +84,15 @@ def ranks_figure(ranking: Ranking) -> Any:
     """Ranks with their intervals, a panel a score, as a matplotlib figure."""
     from matplotlib.figure import Figure as Canvas
 
-    means = ranking.mean_ranks
-    order = sorted(ranking.candidates, key=lambda name: means[name])
-    scores = list(ranking.scores)
+    scores, order = list(ranking.scores), ranking.order
     columns = min(len(scores), 5)
     rows = -(-len(scores) // columns)
     # Names take room by their length, so that panels keep theirs.
     width = 1.2 + 0.085 * max(map(len, order)) + 1.5 * columns
     figure = Canvas(
-        figsize=(width, 0.9 + rows * (0.75 + 0.28 * len(order))), dpi=150, layout="constrained"
+        figsize=(width, 0.9 + rows * (0.75 + 0.28 * len(order))),
+        dpi=150,
+        layout="constrained",
     )
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes, score in zip(panels.flat, scores, strict=False):
@@ -106,7 +106,7 @@ def ranks_figure(ranking: Ranking) -> Any:
     return figure
 
 
-def _draw_ranks(axes: Any, ranking: Ranking, score: str, order: list[str]) -> None:
+def _draw_ranks(axes: Any, ranking: Ranking, score: str, order: tuple[str, ...]) -> None:
     for height, name in enumerate(order):
         rank, interval = ranking.ranks[score][name], ranking.rank_intervals[score][name]
         if rank is None:
@@ -166,11 +166,9 @@ def _title(figure: Any, text: str) -> None:
 
 
 def _blocks(ranking: Ranking, ranks: bytes, agreement: bytes) -> list[Block]:
-    means = ranking.mean_ranks
-    order = sorted(ranking.candidates, key=lambda name: means[name])
     rows = [
-        (name, *(_number(row[name]) for row in ranking.scores.values()), f"{means[name]:.1f}")
-        for name in order
+        (name, *(_number(row[name]) for row in ranking.scores.values()), ranking.shown_mean(name))
+        for name in ranking.order
     ]
     seconds_header = ("candidate", *ranking.seconds)
     seconds = [

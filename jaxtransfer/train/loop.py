@@ -224,7 +224,7 @@ class _Run:
             model = replace(model, params=merge(trainable, state.frozen), stats=state.stats)
             if self.is_over:
                 break
-        return model if state is None else replace(model, params=_evaluated_params(state))
+        return model if state is None else replace(model, params=state.evaluated_params)
 
     def _phase(
         self, model: Model, position: int, before: TrainState | None, restores: bool
@@ -371,7 +371,7 @@ class _Run:
             return None
         return evaluate(
             phase.model,
-            _evaluated_params(state),
+            state.evaluated_params,
             state.stats,
             phase.validation,
             loss=self.settings.loss,
@@ -380,13 +380,6 @@ class _Run:
             workers=self.loader.choice[0],
             sharding=self.sharding,
         )
-
-
-def _evaluated_params(state: TrainState) -> PyTree:
-    """The parameters that answer: the moving average, or what the optimizer says, or they all."""
-    if state.ema is not None:
-        return merge(state.ema, state.frozen)
-    return merge(evaluation_params(state.opt_state, state.trainable), state.frozen)
 
 
 def _start(

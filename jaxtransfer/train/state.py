@@ -11,7 +11,7 @@ import optax
 
 from jaxtransfer.errors import PlanError, TrainingError
 from jaxtransfer.models import Model
-from jaxtransfer.partition import Plan
+from jaxtransfer.partition import Plan, evaluation_params
 from jaxtransfer.surgery.network import working_dtype
 from jaxtransfer.train.precision import FLOAT32, LossScale, Precision, init_loss_scale
 from jaxtransfer.tree import merge, named_leaves, split
@@ -64,6 +64,13 @@ class TrainState:
                 "with_ema=True"
             )
         return merge(self.ema, self.frozen)
+
+    @property
+    def evaluated_params(self) -> PyTree:
+        """All parameters as they answer: the moving averages, or what the optimizer says."""
+        if self.ema is not None:
+            return self.ema_params
+        return merge(evaluation_params(self.opt_state, self.trainable), self.frozen)
 
 
 def init_state(

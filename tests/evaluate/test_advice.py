@@ -48,13 +48,21 @@ def test_the_four_cases_and_none(found, examples, case, plan, stage):
     assert json.loads(json.dumps(advice.to_dict(), allow_nan=False))["case"] == case
 
 
-def test_where_images_are_too_few_the_other_conditions_decide():
-    found = probes(0.5, 0.9, random=())
+@pytest.mark.parametrize(
+    ("found", "why", "remedy"),
+    [
+        (probes(0.5, 0.9, random=()), "Without random weights to compare with", "random_networks"),
+        (probes(0.5, 0.9, random=(0.86,)), "too few to prove", "label more"),
+    ],
+)
+def test_where_nothing_is_proven_the_other_conditions_decide(found, why, remedy):
+    assert check_features(found).met is None
     advised = advise(found)
-    assert advised.transfer and "too few to prove" in " ".join(advised.reasons)
+    assert advised.transfer and why in " ".join(advised.reasons)
     for first, second in ((UNKNOWN, YES), (YES, UNKNOWN)):
         refused = advise(found, first=first, second=second)
-        assert not refused.transfer and "label more" in " ".join(refused.reasons)
+        assert not refused.transfer and why in " ".join(refused.reasons)
+        assert remedy in " ".join(refused.reasons)
 
 
 def test_labels_that_nothing_foretells_are_told():

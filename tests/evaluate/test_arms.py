@@ -85,7 +85,7 @@ def test_a_network_of_ones_own_gets_the_random_weights_that_are_given(build):
 
 
 def test_a_network_that_is_not_in_the_catalog_needs_random_weights():
-    with pytest.raises(ModelError, match="give initialise=.* or leave the arm out"):
+    with pytest.raises(ModelError, match="or initialise=.* or leave scratch arms out"):
         reinitialise(function(0), 0)
 
 

@@ -145,8 +145,12 @@ def test_any_two_arms_can_be_told_apart_paired_by_seed(comparison):
     )
     assert comparison.bootstrap_difference("full", "full") == (0, 0, 0)
     assert comparison.bootstrap_difference("full", "naive") is None
-    with pytest.raises(ModelError, match="expected arms among naive.*found .*'fool'"):
+    with pytest.raises(ModelError, match="expected arms among naive.*found fool"):
         comparison.difference("fool", "probe")
+    with pytest.raises(ModelError, match="expected arms among naive.*found fool"):
+        comparison.bootstrap_difference("full", "fool")
+    with pytest.raises(ModelError, match="expected one of start.*found 'end'"):
+        comparison.difference("full", "probe", "end")
 
 
 def test_an_arm_that_trains_less_costs_less(comparison):
@@ -283,7 +287,7 @@ def test_a_rate_at_which_the_loss_explodes_is_not_chosen(target):
 
 
 def test_scratch_needs_to_know_random_weights(target):
-    with pytest.raises(ModelError, match="give initialise="):
+    with pytest.raises(ModelError, match="or initialise="):
         compare_arms(own_net(0), target, arms=("scratch",), budget=BUDGET, seeds=(0,))
 
 
@@ -292,6 +296,7 @@ def test_scratch_needs_to_know_random_weights(target):
     [
         ({"seeds": ()}, "at least one seed, found none"),
         ({"seeds": (1, 1)}, "seeds, each once"),
+        ({"seeds": (1, -1)}, "seeds of at least 0, found -1"),
         (
             {"arms": {"a": jt.Arm(learning_rates=(1.0,))}, "budget": BUDGET},
             "as many learning rates of 'a' as the budget has, for the same chance, 2, found 1",

@@ -56,6 +56,9 @@ def test_features_help_where_they_beat_majority_and_random_weights():
     assert check.met is True
     assert check.numbers["probe"] == 0.9 and check.numbers["random"] == 0.6
     assert check.numbers["errors_avoided"] == pytest.approx(0.75)
+    assert "the best of 2 networks with random weights 60.0 %" in check.evidence
+    alone = check_features(probes(0.5, 0.9, random=(0.6,)))
+    assert "one on a network with random weights 60.0 %" in alone.evidence
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_too_few_examples_are_told(count, per_class, message):
 
 
 def test_classes_are_names_or_a_number():
-    assert classes_of(data(5), None, data(8, classes=7)) == 7
+    assert classes_of(data(5), None, data(8, classes=3)) == 4
     names = ("a", "b", "c", "d")
     assert classes_of(data(5, names=names), data(5, names=names)) == names
 
@@ -100,6 +100,7 @@ def test_classes_are_names_or_a_number():
     ("parts", "message"),
     [
         ([data(5, names=("a",)), data(5)], "the same classes in all parts, found .*a.* and None"),
+        ([data(5), data(8, classes=7)], "labels below 4, .*, found 6; give classes="),
         ([jt.ArrayData(np.zeros((2, 1)), np.zeros(2, np.float32))], "one class an example"),
         ([jt.ArrayData(np.zeros((2, 1)), np.zeros((2, 3), np.int32))], "one class an example"),
         ([jt.ArrayData(np.zeros((2, 1)), {"a": np.zeros(2, np.int32)})], "one class an example"),

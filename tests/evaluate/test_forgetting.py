@@ -136,6 +136,12 @@ def test_what_cannot_be_compared_is_refused(after, data, error, message):
         jt.forgetting(network(), after, data)
 
 
+def test_labels_above_the_source_models_outputs_are_refused():
+    few = examples(0)
+    with pytest.raises(DataError, match=r"forgetting: .* from 0 and below 2.*found \[5, 6\]"):
+        jt.forgetting(network(), network(), replace(few, labels=few.labels + np.int32(5)))
+
+
 def test_other_classes_than_the_source_models_are_refused():
     model = network().with_labels(("no", "yes"))
     with pytest.raises(DataError, match="expected the classes of the source model"):

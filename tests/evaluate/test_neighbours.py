@@ -5,7 +5,7 @@ import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.errors import DataError
-from jaxtransfer.evaluate import neighbours
+from jaxtransfer.evaluate import nearest
 
 rng = np.random.default_rng(0)
 LABELS = rng.integers(0, 3, 40)
@@ -18,8 +18,8 @@ def votes(k: int, temperature: float) -> np.ndarray:
     sums = np.zeros((len(QUERIES), 3))
     for row, query in zip(sums, QUERIES.astype(float), strict=True):
         cosines = ROWS @ query / (np.linalg.norm(ROWS, axis=1) * np.linalg.norm(query))
-        for nearest in sorted(range(len(ROWS)), key=lambda i: -cosines[i])[:k]:
-            row[LABELS[nearest]] += np.exp(cosines[nearest] / temperature)
+        for i in sorted(range(len(ROWS)), key=lambda j: -cosines[j])[:k]:
+            row[LABELS[i]] += np.exp(cosines[i] / temperature)
     return sums
 
 
@@ -41,8 +41,8 @@ def test_a_low_temperature_overflows_nowhere():
 def test_blocks_do_not_change_the_votes(monkeypatch):
     fitted = jt.nearest_neighbours(ROWS, LABELS, k=9)
     whole = fitted.logits(QUERIES)
-    monkeypatch.setattr(neighbours, "REFERENCES", 16)
-    monkeypatch.setattr(neighbours, "QUERIES", 4)
+    monkeypatch.setattr(nearest, "REFERENCES", 16)
+    monkeypatch.setattr(nearest, "QUERIES", 4)
     np.testing.assert_allclose(fitted.logits(QUERIES), whole, rtol=1e-5)
 
 

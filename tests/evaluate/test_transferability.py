@@ -46,16 +46,14 @@ class Network(StagedNetwork):
         return Normalised(name=stage)(x, train=train)
 
 
-def initialise(key):
-    variables = Network().init(key, jnp.ones((1, 4)), train=False)
-    return variables["params"], variables["batch_stats"]
+def initialise(seed):
+    variables = Network().init(jax.random.key(seed), jnp.ones((1, 4)), train=False)
+    return jt.Model.from_linen(Network(), variables, stages=Network().stages)
 
 
 @pytest.fixture(scope="module")
 def model():
-    params, stats = initialise(jax.random.key(0))
-    variables = {"params": params, "batch_stats": stats}
-    return jt.Model.from_linen(Network(), variables, stages=Network().stages)
+    return initialise(0)
 
 
 def examples(seed: int, names=tuple("abcd")) -> tuple[jt.ArrayData, jt.ArrayData]:
@@ -205,6 +203,18 @@ def test_stages_of_trained_models_are_told_apart_by_nothing_but_their_origin(mod
     expected = accuracy(jt.predict(mixed, data[1]), data[1].labels)
     assert apart.accuracies["AnB"][1][0] == expected
     assert apart.classes == ({"A": None, "B": ("a", "b")},) * 2
+
+
+def test_a_schedule_of_ones_own_is_reported_by_its_name(model, monkeypatch):
+    def falling(steps):
+        return lambda step: 1 - step / steps
+
+    monkeypatch.setattr(transferability, "train", untrained)
+    settings = replace(SETTINGS, schedule=falling)
+    options = {"settings": settings, "seeds": 1, "depths": (1,), "initialise": initialise}
+    found = transferability_by_layer(model, examples(0), **options)
+    report = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert report["settings"]["schedule"] == "falling"
 
 
 def test_two_tasks_may_have_different_numbers_of_classes(model, monkeypatch):

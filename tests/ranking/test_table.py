@@ -64,6 +64,17 @@ def test_the_mean_rank_is_over_scores_that_all_have(found):
     assert found.fooled == ("y", "z")
 
 
+def test_where_no_score_is_common_those_that_there_are_count():
+    none = Measured(None, reason="no head")
+    found = ranking({"a": {"x": none}, "b": {"x": Measured(0.1)}, "c": {"x": Measured(0.2)}})
+    assert found.best == "c" and found.order == ("c", "b", "a")
+    assert found.to_dict()["mean_ranks"] == {"a": None, "b": 2, "c": 1}
+    assert [row[-1] for row in found.table()[1:]] == ["1.0", "2.0", "-"]
+    assert found.fooled == ()
+    with pytest.raises(DataError, match="one of the scores x, found none: no head"):
+        ranking({"a": {"x": none}})
+
+
 def test_the_table_has_the_best_first_and_dashes_for_what_is_missing(found):
     header, *rows = found.table()
     assert header == ("candidate", "x", "y", "z", "mean rank")
@@ -78,14 +89,6 @@ def test_json_holds_all_of_it(found):
     assert read["seconds"]["features"] == {"a": 1.0, "b": 1.0, "c": 1.0}
     assert read["rank_intervals"]["x"]["a"] == [1, 3]
     assert read["resamples"] == 4
-
-
-def test_scores_that_no_candidate_shares_give_no_mean_rank():
-    none = Measured(None, reason="no head")
-    alone = ranking({"a": {"z": none}, "b": {"z": Measured(1.0)}})
-    assert all(np.isnan(value) for value in alone.mean_ranks.values())
-    assert alone.to_dict()["mean_ranks"] == {"a": None, "b": None}
-    assert alone.fooled == ()
 
 
 def test_no_candidate_is_refused():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,9 +56,12 @@ def test_four_files_are_written(found, tmp_path):
 
 def test_the_sentence_names_the_best_and_scores_that_random_weights_fool(found):
     assert sentence(found) == "a comes out first, with a mean rank of 1.0 of 4 candidates."
-    fooled = sentence(ranking({"a": 0.1, "random weights": 0.9}))
-    assert fooled.startswith("Random weights come out first")
-    assert "LogME, H-score" in fooled
+    first = sentence(ranking({"a": 0.1, "random weights": 0.9}))
+    assert first.startswith("Random weights come out first") and first.endswith(".")
+    assert "trusted" not in first
+    ranks = {**found.ranks, "logme": {**found.ranks["logme"], "random weights": 1.0}}
+    fooled = sentence(replace(found, ranks=ranks))
+    assert fooled.endswith("since random weights are first by it: LogME.")
     assert "random" not in sentence(ranking({"a": 0.9, "b": 0.1}, baseline=None))
 
 

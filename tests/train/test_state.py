@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,3 +88,13 @@ def test_the_average_starts_as_a_copy_and_is_merged_with_what_is_frozen(network:
         TrainingError, match="ema_params: expected .* give init_state with_ema=True"
     ):
         init_state(network, plan, plan.optimizer(1e-3)).ema_params  # noqa: B018
+
+
+def test_the_average_answers_where_there_is_one(network: Model) -> None:
+    plan = probe(network)
+    state = init_state(network, plan, plan.optimizer(1e-3), with_ema=True)
+    averaged = replace(state, ema=jax.tree.map(lambda leaf: leaf + 1, state.trainable))
+    expected = jax.tree.map(lambda leaf: leaf + 1, network.params["head"])
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, averaged.evaluated_params["head"], expected))
+    plain = replace(averaged, ema=None)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, plain.evaluated_params, network.params))
