@@ -3,6 +3,8 @@
 import runpy
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -26,3 +28,16 @@ def test_train_on_a_folder_is_short_and_tells_two_shapes_apart(tmp_path, capsys)
     assert "cross was taken for: cross" in capsys.readouterr().out
     assert (tmp_path / "run/model/model.safetensors").is_file()
     assert (tmp_path / "run/history.csv").read_text().startswith("step,plan,")
+
+
+@pytest.mark.slow
+def test_does_transfer_help_is_short_and_scores_and_training_agree(capsys):
+    path = ROOT / "examples" / "does_transfer_help.py"
+    assert len(path.read_text().splitlines()) <= 80
+    comparison = runpy.run_path(str(path))["main"]()
+    ends = {name: arm.asymptote.mean for name, arm in comparison.arms.items()}
+    assert ends["whole"] > max(ends["scratch"], ends["early"]) + 0.05
+    assert ends["naive"] < 0.2
+    out = capsys.readouterr().out
+    assert "'whole' for the best source" in out
+    assert comparison.verdict in out
