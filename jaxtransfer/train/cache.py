@@ -55,6 +55,16 @@ class Cache:
         if problems:
             raise TrainingError(f"Cache: expected {'; '.join(problems)}")
 
+    def identity(self, augments: bool) -> dict[str, str]:
+        """What of it changes a run's numbers beyond rounding, to be told apart from other runs.
+
+        Args:
+            augments: whether the run augments images; without, views are all the same.
+        """
+        views = self.views if augments else 1
+        changes = views > 1 or self.dtype != "float32"
+        return {"cache": f"{views} views, {self.dtype}"} if changes else {}
+
 
 def _is_limit(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and value >= 0)

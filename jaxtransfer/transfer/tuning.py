@@ -17,7 +17,7 @@ from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan, resolve_plans
 from jaxtransfer.surgery import drop_background, has_head, replace_head
 from jaxtransfer.train import Checkpoints, Settings, train
-from jaxtransfer.train.cache import Cache, CacheReport
+from jaxtransfer.train.cache import Cache, CacheReport, as_cache
 from jaxtransfer.train.events import Callback, Event
 from jaxtransfer.train.loop import OnStep
 from jaxtransfer.train.losses import Loss
@@ -205,6 +205,8 @@ def finetune(
         checkpoints = None
         if checkpoint_folder is not None:
             identity = run_identity(start, examples, plans, settings)
+            if (asked := as_cache(cache)) is not None:
+                identity |= asked.identity(augment is not None)
             checkpoints = stack.enter_context(
                 Checkpoints(
                     checkpoint_folder,
