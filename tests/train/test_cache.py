@@ -24,5 +24,5 @@ def test_views_are_not_resumed_without_them(
 ) -> None:
     options = {"augment": HorizontalFlip(), "checkpoint_folder": tmp_path, "progress": False}
     tune(network, "probe", examples, cache=Cache(views=2), steps=2, **options)
-    with pytest.raises(CheckpointError, match="cache: None, found '?2 views, float32"):
+    with pytest.raises(CheckpointError, match='cache: null, found "2 views, float32"'):
         tune(network, "probe", examples, steps=2, resume=True, **options)
