@@ -1,7 +1,9 @@
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ from jaxtransfer.errors import (
     TrainingError,
 )
 from jaxtransfer.models import build
+from jaxtransfer.models.stages import StagedNetwork
 from jaxtransfer.transfer import fit_head
 
 
@@ -34,6 +37,26 @@ def digits():
     data = jt.load_digits()
     few = data.take(np.flatnonzero(data.labels < 3)[:60])
     return replace(few, classes=("0", "1", "2"))
+
+
+class Dense(StagedNetwork):
+    """Three dense stages, compiled in a moment: for what is the same with every network."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("stem", "body", "head")
+
+    def _run(self, stage: str, x: jax.Array, train: bool) -> jax.Array:
+        x = x.reshape(len(x), -1)
+        x = nn.Dense(3 if stage == "head" else 64, name=stage)(x)
+        return x if stage == "head" else nn.relu(x)
+
+
+@pytest.fixture(scope="module")
+def dense():
+    init = jax.jit(functools.partial(Dense().init, train=False))
+    variables = init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+    return jt.Model.from_linen(Dense(), variables, stages=Dense().stages)
 
 
 def test_integer_labels_keep_a_head_that_fits(model, digits):
@@ -126,19 +149,19 @@ def test_what_is_frozen_is_computed_once(model, digits):
     assert found.model.receipt.notes == expected.model.receipt.notes
 
 
-def test_names_as_labels(model, digits):
+def test_names_as_labels(dense, digits):
     names = np.array(["zero", "one", "two"])[digits.labels]
-    result = jt.finetune(model, (digits.images, names), steps=2)
+    result = jt.finetune(dense, (digits.images, names), steps=2)
     assert result.model.labels == ("one", "two", "zero")
 
 
-def test_a_sequence_of_plans_is_carried_out_in_order(model, digits):
-    result = jt.finetune(model, digits, plan="lp_ft", steps=6)
+def test_a_sequence_of_plans_is_carried_out_in_order(dense, digits):
+    result = jt.finetune(dense, digits, plan="lp_ft", steps=6)
     assert [record["plan"] for record in result.history] == ["lp_ft: head"] * 2 + ["lp_ft: all"] * 4
     assert [plan.name for plan in result.plans] == ["lp_ft: head", "lp_ft: all"]
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(model, digits, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_bits(dense, digits, tmp_path):
     class Interruption(Exception):
         pass
 
@@ -147,24 +170,24 @@ def test_an_interrupted_run_resumes_to_the_same_bits(model, digits, tmp_path):
             raise Interruption
 
     run = {"plan": "lp_ft", "steps": 10, "batch_size": 8, "save_every": 2}
-    whole = jt.finetune(model, digits, **run)
+    whole = jt.finetune(dense, digits, **run)
     with pytest.raises(Interruption):
-        jt.finetune(model, digits, **run, checkpoint_folder=tmp_path, on_step=interrupt)
+        jt.finetune(dense, digits, **run, checkpoint_folder=tmp_path, on_step=interrupt)
     with pytest.raises(CheckpointError, match="resume it"):
-        jt.finetune(model, digits, **run, checkpoint_folder=tmp_path)
-    resumed = jt.finetune(model, digits, **run, checkpoint_folder=tmp_path, resume=True)
+        jt.finetune(dense, digits, **run, checkpoint_folder=tmp_path)
+    resumed = jt.finetune(dense, digits, **run, checkpoint_folder=tmp_path, resume=True)
     assert jt.diff(resumed.model, whole.model).is_empty
     assert resumed.history == whole.history
 
 
-def test_a_users_own_loss(model, digits):
+def test_a_users_own_loss(dense, digits):
     seen = []
 
     def loss(outputs, batch):
         seen.append(outputs.shape)
         return outputs[:, 0] ** 2
 
-    result = jt.finetune(model, digits, steps=3, loss=loss)
+    result = jt.finetune(dense, digits, steps=3, loss=loss)
     assert seen[0] == (32, 3)
     assert result.history[0]["loss"] > 0
 
@@ -334,12 +357,12 @@ def test_a_model_without_weights_is_an_error(model):
         jt.load(model)
 
 
-def test_several_labels_an_example(model, digits):
+def test_several_labels_an_example(dense, digits):
     rows, _ = jt.multi_hot([[label, 2] if label < 2 else [] for label in digits.labels], 3)
     run: dict[str, Any] = {"epochs": 20, "learning_rate": 1e-2, "progress": False}
     validation = (digits.images[:20], rows[:20])
     result = jt.finetune(
-        model, (digits.images, rows), targets="multi_label", validation=validation, **run
+        dense, (digits.images, rows), targets="multi_label", validation=validation, **run
     )
     assert result.model.num_classes == 3
     right = (jt.predict(result.model, digits.images[:20]) > 0) == (rows[:20] > 0)
@@ -348,15 +371,15 @@ def test_several_labels_an_example(model, digits):
     assert last["validation/accuracy"] == pytest.approx(right.mean())
     assert 0.9 < last["validation/f1"] <= 1
     data = as_array_data((digits.images, rows), targets="multi_label")
-    again = jt.finetune(model, data, loss=jt.binary_cross_entropy(), **run)
+    again = jt.finetune(dense, data, loss=jt.binary_cross_entropy(), **run)
     assert jt.diff(again.model, result.model).is_empty
 
 
-def test_values(model, digits):
+def test_values(dense, digits):
     values = digits.images.mean((1, 2, 3)) * 10
     run: dict[str, Any] = {"epochs": 20, "learning_rate": 1e-2, "progress": False}
     data = as_array_data((digits.images, values), targets="values")
-    result = jt.finetune(model, data, validation=data, **run)
+    result = jt.finetune(dense, data, validation=data, **run)
     assert result.model.num_classes == 1
     errors = jt.predict(result.model, digits.images)[:, 0] - values
     last = result.history[-1]
@@ -367,12 +390,12 @@ def test_values(model, digits):
     )
     pair = (digits.images, values)
     for loss in (None, jt.squared_error()):
-        again = jt.finetune(model, pair, targets="values", loss=loss, **run)
+        again = jt.finetune(dense, pair, targets="values", loss=loss, **run)
         assert jt.diff(again.model, result.model).is_empty
 
 
-def test_several_tasks(model, digits):
-    several = jt.replace_head(model, tasks={"kind": ["0", "1", "2"], "ink": 1})
+def test_several_tasks(dense, digits):
+    several = jt.replace_head(dense, tasks={"kind": ["0", "1", "2"], "ink": 1})
     labels = {"kind": digits.labels, "ink": digits.images.mean((1, 2, 3)) * 10}
     targets = {"kind": "classes", "ink": "values"}
     run: dict[str, Any] = {

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +19,28 @@ from jaxtransfer.train.saved import load_checkpoint
 from jaxtransfer.transfer import fit_head
 
 CLASSES = ("dark", "light")
+# Of the networks of the catalog one that compiles quickly.
+SMALL: dict[str, Any] = {"patch": 8, "width": 8, "depth": 1, "heads": 1, "input_size": (8, 8)}
+
+
+def for_images_of_any_size(model: jt.Model, folder: Path) -> Path:
+    """The folder, with the network in it."""
+    replace(model, preprocess=replace(model.preprocess, size=(8, 8))).save(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network for grey images of any size, without names of classes."""
+    model = jt.init("vit_ti16", **SMALL, in_channels=1, num_classes=5)
+    return for_images_of_any_size(model, tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with convolutions and running averages."""
     model = jt.init("cifar_resnet8", in_channels=1, width=4, input_size=(8, 8), num_classes=5)
-    folder = tmp_path_factory.mktemp("source")
-    replace(model, preprocess=replace(model.preprocess, size=(8, 8))).save(folder)
-    return folder
+    return for_images_of_any_size(model, tmp_path_factory.mktemp("convolutional"))
 
 
 def draw(folder: Path, count: int, seed: int) -> list[tuple[str, int]]:
@@ -112,13 +126,22 @@ def test_a_folder_of_classes_is_cut_and_few_images_of_it_are_taken(source, tmp_p
     assert text.endswith(f"try: jaxtransfer predict {tmp_path / 'out'}\n")
 
 
-def test_a_table_trains_with_other_optimizer_schedule_and_precision(source, tmp_path, capsys):
+def test_a_table_trains_with_other_optimizer_schedule_and_precision(
+    convolutional, tmp_path, capsys
+):
     rows = draw(tmp_path / "images", 5, 0)
     lines = ["image,label", *(f"images/{path},{CLASSES[label]}" for path, label in rows)]
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
     how = ("--optimizer", "lion", "--schedule", "constant", "--precision", "bfloat16")
     command = arguments(
-        source, tmp_path / "table.csv", tmp_path / "out", *how, "--accumulate", "2", "--log", "csv"
+        convolutional,
+        tmp_path / "table.csv",
+        tmp_path / "out",
+        *how,
+        "--accumulate",
+        "2",
+        "--log",
+        "csv",
     )
     result = trained([*command, "--learning-rate", "0.001"], capsys)
     assert "lion at 0.001" in result["notes"][-1]

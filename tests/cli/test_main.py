@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,15 @@ import jaxtransfer as jt
 from jaxtransfer.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
+# Of the networks of the catalog one that compiles quickly.
+SMALL: dict[str, Any] = {"patch": 8, "width": 8, "depth": 1, "heads": 1, "input_size": (8, 8)}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A small source model and a target that is quick to train on."""
     folder = tmp_path_factory.mktemp("source")
-    model = jt.init("cifar_resnet8", in_channels=1, width=4, input_size=(8, 8), num_classes=3)
+    model = jt.init("vit_ti16", **SMALL, in_channels=1, num_classes=3)
     model.with_labels(["0", "1", "x"]).save(folder / "model")
     digits = jt.load_digits()
     few = digits.take(np.flatnonzero(digits.labels < 3))
@@ -141,8 +144,9 @@ def test_finetune_saves_a_model_that_predict_uses(source, tmp_path, capsys):
 def test_finetune_from_scratch_shares_nothing_with_the_source(source, tmp_path, capsys):
     assert main(finetune_arguments(source, tmp_path, "--arm", "scratch", "--seed", "1")) == 0
     assert "Test accuracy" in capsys.readouterr().out
-    stem = jt.load(tmp_path).params["stem"]["conv"]["kernel"]
-    assert np.abs(stem - jt.load(source / "model").params["stem"]["conv"]["kernel"]).max() > 0.1
+    kernel = jt.load(tmp_path).params["embed"]["patch"]["kernel"]
+    old = jt.load(source / "model").params["embed"]["patch"]["kernel"]
+    assert np.abs(kernel - old).max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -151,7 +155,7 @@ def test_finetune_from_scratch_shares_nothing_with_the_source(source, tmp_path, 
 def test_an_ended_finetune_resumes_to_the_same_bits(sent, source, tmp_path):
     command = [sys.executable, "-m", "jaxtransfer.cli.main"]
     long_run = finetune_arguments(source, tmp_path / "ended", "--arm", "lp_ft")
-    long_run[long_run.index("--steps") + 1] = "60"
+    long_run[long_run.index("--steps") + 1] = "120"
     long_run[long_run.index("--save-every") + 1] = "10"
     process = subprocess.Popen(
         [*command, *long_run, "--json"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -168,7 +172,7 @@ def test_an_ended_finetune_resumes_to_the_same_bits(sent, source, tmp_path):
     if sent == signal.SIGTERM:
         told = json.loads(out)
         assert told == {"model": None, "checkpoints": str(checkpoints), "step": told["step"]}
-        assert 10 <= told["step"] < 60 and (checkpoints / str(told["step"])).is_dir()
+        assert 10 <= told["step"] < 120 and (checkpoints / str(told["step"])).is_dir()
         assert f"saved after step {told['step']}" in errors.decode()
         assert errors.decode().endswith("go on with the same command and --resume\n")
     assert not (tmp_path / "ended" / "config.json").exists()

@@ -1,6 +1,7 @@
 """`jaxtransfer probe` as a person and a program meet it."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ import pytest
 import jaxtransfer as jt
 from jaxtransfer.cli.main import main
 
+# Of the networks of the catalog one that compiles quickly.
+SMALL: dict[str, Any] = {"patch": 8, "width": 8, "depth": 1, "heads": 1, "input_size": (8, 8)}
+
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
     """A small source and few digits."""
     folder = tmp_path_factory.mktemp("probe")
-    model = jt.init("cifar_resnet8", in_channels=1, width=4, input_size=(8, 8), num_classes=3)
+    model = jt.init("vit_ti16", **SMALL, in_channels=1, num_classes=3)
     model.save(folder / "model")
     digits = jt.load_digits()
     few = digits.take(np.flatnonzero(digits.labels < 3))
@@ -25,7 +29,7 @@ def arguments(tmp_path_factory):
 def test_the_tables_are_printed_and_the_files_written(arguments, tmp_path, capsys):
     assert main([*arguments, "--stages", "--per-class", "6", "--out", str(tmp_path)]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for word in ("ridge regression", "nearest class mean", "per class", "layer2", "report.html"):
+    for word in ("ridge regression", "nearest class mean", "per class", "block0", "report.html"):
         assert word in out
     names = {"report.json", "few_shot.png", "stages.png", "report.html"}
     assert {path.name for path in tmp_path.iterdir()} == names

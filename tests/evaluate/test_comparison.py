@@ -1,6 +1,7 @@
 import functools
 import json
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,11 +14,13 @@ from jaxtransfer.train.proof import Cost
 
 BUDGET = jt.Budget(per_class=2, steps=6, batch_size=8, learning_rates=(1e-3, 1e-2), extensions=0)
 ARMS = ("naive", "scratch", "probe", "full", "lp_ft")
+# Of the networks of the catalog one that compiles quickly.
+SMALL: dict[str, Any] = {"patch": 8, "width": 16, "depth": 1, "heads": 1, "input_size": (8, 8)}
 
 
 @pytest.fixture(scope="module")
 def source():
-    model = jt.init("cifar_resnet8", in_channels=1, width=4, input_size=(8, 8), num_classes=3)
+    model = jt.init("vit_ti16", **SMALL, in_channels=1, num_classes=3)
     return model.with_labels(["1", "x", "0"])
 
 

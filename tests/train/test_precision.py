@@ -17,8 +17,10 @@ from jaxtransfer.train import cross_entropy, init_state, make_train_step
 from jaxtransfer.train.precision import BFLOAT16, FLOAT16, LossScaling, Precision
 
 
-def batch_of(examples: ArrayData) -> dict[str, jax.Array]:
-    return {"image": jnp.asarray(examples.images[:8]), "label": jnp.asarray(examples.labels[:8])}
+@pytest.fixture(scope="module")
+def batch(rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Eight examples for the dense network, each of full weight."""
+    return {name: jnp.asarray(rows[name][:8]) for name in ("image", "label")}
 
 
 def start(model: Model, precision: Precision, rate: float = 0.01) -> Any:
@@ -80,15 +82,31 @@ def test_every_convolution_and_product_computes_in_the_compute_dtype(
 
 @pytest.mark.parametrize("precision", [BFLOAT16, FLOAT16], ids=["bfloat16", "float16"])
 def test_what_is_kept_and_reported_stays_float32(
-    precision: Precision, network: Model, examples: ArrayData
+    precision: Precision, staged: Model, batch: dict[str, jax.Array]
 ) -> None:
-    state, step = start(network, precision)
+    state, step = start(staged, precision)
     for _ in range(8):
-        state, metrics = step(state, batch_of(examples))
+        state, metrics = step(state, batch)
     kept = [state.trainable, state.stats, state.opt_state, state.ema, metrics]
     floats = [x for x in jax.tree.leaves(kept) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert {leaf.dtype for leaf in floats} == {jnp.dtype(jnp.float32)}
     assert metrics["skipped"] == 0 and np.isfinite(metrics["loss"])
+
+
+def five_steps(model: Model, examples: ArrayData, precision: Precision) -> list[Any]:
+    """The loss and the gradient norm of each step."""
+    batch = {"image": jnp.asarray(examples.images[:8]), "label": jnp.asarray(examples.labels[:8])}
+    state, step = start(model, precision, rate=1e-3)
+    found = []
+    for _ in range(5):
+        state, metrics = step(state, batch)
+        found.append((metrics["loss"], metrics["gradient_norm"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_float32(network: Model, examples: ArrayData) -> list[Any]:
+    return five_steps(network, examples, Precision())
 
 
 @pytest.mark.parametrize(
@@ -97,24 +115,22 @@ def test_what_is_kept_and_reported_stays_float32(
     ids=["bfloat16", "float16"],
 )
 def test_half_precision_is_float32_to_its_rounding(
-    precision: Precision, tolerance: float, network: Model, examples: ArrayData
+    precision: Precision,
+    tolerance: float,
+    network: Model,
+    examples: ArrayData,
+    in_float32: list[Any],
 ) -> None:
-    losses = {}
-    for how in (Precision(), precision):
-        state, step = start(network, how, rate=1e-3)
-        losses[how] = []
-        for _ in range(5):
-            state, metrics = step(state, batch_of(examples))
-            losses[how].append((metrics["loss"], metrics["gradient_norm"]))
-    np.testing.assert_allclose(losses[precision], losses[Precision()], rtol=tolerance)
+    found = five_steps(network, examples, precision)
+    np.testing.assert_allclose(found, in_float32, rtol=tolerance)
 
 
 def test_parameters_in_half_precision_have_a_float32_average(
-    network: Model, examples: ArrayData
+    staged: Model, batch: dict[str, jax.Array]
 ) -> None:
     precision = Precision("bfloat16", "bfloat16")
-    state, step = start(network, precision)
-    state, _ = step(state, batch_of(examples))
+    state, step = start(staged, precision)
+    state, _ = step(state, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.ema)} == {jnp.dtype(jnp.float32)}
 
@@ -129,13 +145,13 @@ def scaled(initial: float, interval: int = 2) -> Precision:
 
 
 def test_a_factor_that_is_too_large_shrinks_until_gradients_are_finite(
-    network: Model, examples: ArrayData
+    staged: Model, batch: dict[str, jax.Array]
 ) -> None:
-    state, step = start(network, scaled(2.0**30, interval=100))
+    state, step = start(staged, scaled(2.0**30, interval=100))
     skipped, factors = [], []
     for _ in range(20):
         before = jax.tree.map(np.asarray, state.trainable)
-        state, metrics = step(state, batch_of(examples))
+        state, metrics = step(state, batch)
         skipped.append(float(metrics["skipped"]))
         factors.append(float(metrics["loss_scale"]))
         same = jax.tree.map(np.array_equal, before, jax.tree.map(np.asarray, state.trainable))
@@ -145,11 +161,13 @@ def test_a_factor_that_is_too_large_shrinks_until_gradients_are_finite(
     assert factors == [2.0 ** (30 - min(i, count)) for i in range(20)]
 
 
-def test_a_factor_grows_after_a_row_of_finite_steps(network: Model, examples: ArrayData) -> None:
-    state, step = start(network, scaled(8.0))
+def test_a_factor_grows_after_a_row_of_finite_steps(
+    staged: Model, batch: dict[str, jax.Array]
+) -> None:
+    state, step = start(staged, scaled(8.0))
     factors = []
     for _ in range(5):
-        state, metrics = step(state, batch_of(examples))
+        state, metrics = step(state, batch)
         factors.append(float(metrics["loss_scale"]))
     assert factors == [8.0, 8.0, 16.0, 16.0, 32.0]
 
@@ -173,13 +191,15 @@ def test_a_factor_keeps_small_gradients_from_vanishing() -> None:
     np.testing.assert_allclose(norms["scaled"], norms["float32"], rtol=0.1)
 
 
-def test_state_and_step_must_agree_on_the_factor(network: Model, examples: ArrayData) -> None:
-    state, _ = start(network, FLOAT16)
-    _, step = start(network, Precision())
+def test_state_and_step_must_agree_on_the_factor(
+    staged: Model, batch: dict[str, jax.Array]
+) -> None:
+    state, _ = start(staged, FLOAT16)
+    _, step = start(staged, Precision())
     with pytest.raises(TrainingError, match="only in the state; give init_state and make_train"):
-        step(state, batch_of(examples))
+        step(state, batch)
     with pytest.raises(TrainingError, match="only in the step"):
-        start(network, FLOAT16)[1](replace(state, loss_scale=None), batch_of(examples))
+        start(staged, FLOAT16)[1](replace(state, loss_scale=None), batch)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat17", None, jnp.int32])
