@@ -29,8 +29,8 @@ from jaxtransfer.train.activations import Form, Store, room, stored_dtype
 from jaxtransfer.train.cache import Cache, CacheReport
 from jaxtransfer.train.evaluation import IN_FLIGHT
 from jaxtransfer.train.losses import Batch
-from jaxtransfer.train.precision import Precision, cast_floats
-from jaxtransfer.train.prefix import BATCH, StartAt, depends_on, find_prefix, promotion
+from jaxtransfer.train.precision import Precision, cast_floats, promotion
+from jaxtransfer.train.prefix import BATCH, StartAt, depends_on, find_prefix
 from jaxtransfer.train.program import largest_integer, preparation
 from jaxtransfer.train.regularisers import Forward
 from jaxtransfer.train.segments import ALL, forward

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from jaxtransfer.errors import TrainingError
 from jaxtransfer.partition import Plan
 from jaxtransfer.train.accumulate import accumulate
 from jaxtransfer.train.losses import Batch, Loss
-from jaxtransfer.train.precision import Precision, cast_floats
+from jaxtransfer.train.precision import Precision, cast_floats, promotion
 from jaxtransfer.train.regularisers import Forward, Regulariser
 from jaxtransfer.train.segments import forward
 from jaxtransfer.tree import merge
@@ -128,10 +127,7 @@ class Objective:
         used = cast_floats(params, how.compute)
         used = used if self.gather is None else self.gather(used)
         inputs = batch["image"] if self.prepare is None else self.prepare(batch["image"])
-        # Flax's normalisations mix half precision with their float32 statistics, which strict
-        # promotion, where it is set, forbids; what they give has the dtype of what they took.
-        is_half = how.compute.itemsize < 4
-        with jax.numpy_dtype_promotion("standard") if is_half else contextlib.nullcontext():
+        with promotion(how):
             outputs, stats, features = forward(
                 self.apply,
                 self.stages,

@@ -8,7 +8,9 @@ arXiv 1710.03740, sections 3.1 and 3.3).
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,6 +148,19 @@ def next_loss_scale(scale: LossScale, finite: jax.Array, how: LossScaling) -> Lo
     growth = jnp.where(grows, jnp.float32(how.growth_factor), jnp.float32(1))
     factor = scale.factor * jnp.where(finite, growth, jnp.float32(how.backoff_factor))
     return LossScale(factor, jnp.where(grows, 0, steps))
+
+
+@contextlib.contextmanager
+def promotion(precision: Precision) -> Iterator[None]:
+    """How dtypes mix in a step: in half precision as layers need it, else as is set.
+
+    Normalisations mix half precision with their float32 statistics, and attention with its float32
+    weights, which strict promotion, where it is set, forbids: JAX looks at it when it traces, and
+    again when it compiles.
+    """
+    is_half = precision.compute.itemsize < 4
+    with jax.numpy_dtype_promotion("standard") if is_half else contextlib.nullcontext():
+        yield
 
 
 def cast_floats(tree: PyTree, dtype: Any) -> PyTree:

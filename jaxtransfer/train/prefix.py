@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from jaxtransfer.errors import TrainingError
 from jaxtransfer.models import Model
 from jaxtransfer.models.calling import can_start
 from jaxtransfer.partition import Plan
-from jaxtransfer.train.precision import FLOAT32, Precision, cast_floats
+from jaxtransfer.train.precision import FLOAT32, Precision, cast_floats, promotion
 from jaxtransfer.tree import leaf_names
 from jaxtransfer.types import PyTree
 
@@ -242,11 +241,3 @@ def depends_on(function: Callable[..., Any], *arguments: Any) -> list[bool]:
     """For each leaf of the arguments, whether any output of a traced function depends on it."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
-
-
-@contextlib.contextmanager
-def promotion(precision: Precision) -> Iterator[None]:
-    """How dtypes mix in a training step's forward pass: in half precision as layers need it."""
-    is_half = precision.compute.itemsize < 4
-    with jax.numpy_dtype_promotion("standard") if is_half else contextlib.nullcontext():
-        yield

@@ -99,7 +99,7 @@ class Settings:
     def _ranges(self) -> tuple[tuple[str, bool, str], ...]:
         """For each other setting whether it is what it should be, and what that is."""
         clip, average, schedule = self.clip_norm, self.ema_decay, self.schedule
-        averages = self.optimizer.startswith("schedule_free")
+        averages = str(self.optimizer).startswith("schedule_free")
         known = callable(schedule) or schedule in SCHEDULES
         return (
             ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
@@ -111,6 +111,7 @@ class Settings:
                 average is None or not averages,
                 f"None with {self.optimizer}, which averages by itself",
             ),
+            ("optimizer", isinstance(self.optimizer, str), "a name such as 'adamw'"),
             ("schedule", known, f"among {', '.join(SCHEDULES)}, or a function"),
             ("loss", callable(self.loss), "a function such as jt.focal()"),
             ("precision", isinstance(self.precision, Precision), "such as jt.BFLOAT16"),

@@ -22,7 +22,7 @@ from jaxtransfer.partition import Plan
 from jaxtransfer.train.accumulate import check_divisible
 from jaxtransfer.train.losses import Batch, Loss
 from jaxtransfer.train.objective import Gradients, Objective
-from jaxtransfer.train.precision import FLOAT32, Precision, next_loss_scale
+from jaxtransfer.train.precision import FLOAT32, Precision, next_loss_scale, promotion
 from jaxtransfer.train.regularisers import Regulariser
 from jaxtransfer.train.skipping import keep_unless
 from jaxtransfer.train.state import TrainState
@@ -53,22 +53,26 @@ class TrainStep:
         everywhere: the layout of what all devices hold; `None` for that of the default device.
         splits: whether each call splits its batch over the devices of `everywhere`, as `jax.pmap`
             takes it.
+        precision: the dtypes that it computes in.
     """
 
     jitted: Any
     regularisers: tuple[Regulariser, ...] = ()
     everywhere: NamedSharding | None = None
     splits: bool = False
+    precision: Precision = FLOAT32
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """The state after one step on a batch, and the step's metrics."""
         state = self._placed(state)
-        moved, metrics = self.jitted(*self._arguments(state, batch))
+        with promotion(self.precision):
+            moved, metrics = self.jitted(*self._arguments(state, batch))
         return replace(moved, frozen=state.frozen), metrics
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
         """The step lowered for these arguments, as by `jax.jit(…).lower`: for costs and memory."""
-        return self.jitted.lower(*self._arguments(self._placed(state), batch))
+        with promotion(self.precision):
+            return self.jitted.lower(*self._arguments(self._placed(state), batch))
 
     def with_regularisers(self, regularisers: Sequence[Regulariser]) -> TrainStep:
         """The same step with these terms of the loss, which are on the devices from now on.
@@ -183,10 +187,10 @@ def make_train_step(
             donate_argnums=0,
             devices=devices,
         )
-        found = TrainStep(mapped, (), everywhere, splits=True)
+        found = TrainStep(mapped, (), everywhere, splits=True, precision=precision)
     else:
         everywhere = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
-        found = TrainStep(jax.jit(step, donate_argnums=0), (), everywhere)
+        found = TrainStep(jax.jit(step, donate_argnums=0), (), everywhere, precision=precision)
     return found.with_regularisers(regularisers)
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from jaxtransfer.data import ArrayData
 from jaxtransfer.errors import TrainingError
-from jaxtransfer.models import Model
+from jaxtransfer.models import Model, init
 from jaxtransfer.models.catalog import build
 from jaxtransfer.partition import full
-from jaxtransfer.train import cross_entropy, init_state, make_train_step
+from jaxtransfer.train import Settings, cross_entropy, init_state, make_train_step, train
 from jaxtransfer.train.precision import BFLOAT16, FLOAT16, LossScaling, Precision
 
 
@@ -211,3 +211,11 @@ def test_a_dtype_that_is_none_of_floats_is_an_error(dtype: Any) -> None:
 def test_all_that_is_wrong_with_a_scaling_is_said_at_once() -> None:
     with pytest.raises(TrainingError, match=r"initial.*growth_factor.*backoff_factor.*interval"):
         LossScaling(0.0, 1.0, 1.0, 0)
+
+
+def test_attention_trains_in_half_precision(examples: ArrayData) -> None:
+    sizes: dict[str, Any] = {"patch": 4, "width": 8, "depth": 1, "heads": 2}
+    network = init("vit_ti16", in_channels=1, num_classes=3, input_size=(8, 8), **sizes)
+    settings = Settings(steps=1, batch_size=4, precision=BFLOAT16)
+    _, (record,) = train(network, examples, [full(network)], settings)
+    assert record["skipped"] == 0 and np.isfinite(record["loss"])
