@@ -60,8 +60,16 @@ class StageProbes:
         return {"method": self.method, "best": self.best.stage, "scores": rows}
 
 
+OUTPUTS = "outputs"
+
+
 def stage_features(
-    model: Model, images: Any, *, stages: Sequence[str] | None = None, batch_size: int = 64
+    model: Model,
+    images: Any,
+    *,
+    stages: Sequence[str] | None = None,
+    outputs: bool = False,
+    batch_size: int = 64,
 ) -> dict[str, np.ndarray]:
     """What enters several stages of a network, from one pass over the images.
 
@@ -69,11 +77,12 @@ def stage_features(
         model: a `Model`.
         images: as for `predict`: shape (batch, height, width, channel), or a `Data`.
         stages: some of `model.spec.stages`; by default all but the first, which images enter.
+        outputs: whether the network's outputs are wanted too, as `jt.predict` gives them.
         batch_size: images that are computed at a time; the last ones are padded.
 
     Returns:
         By stage, in their order, what `jt.features` gives for it: shape (batch, channels), averaged
-        over space or tokens.
+        over space or tokens. The outputs stand under "outputs".
 
     Raises:
         DataError: there are no images, or they cannot be read or preprocessed.
@@ -81,18 +90,19 @@ def stage_features(
     """
     known = model.spec.stages
     unknown = [stage for stage in stages or () if stage not in known]
-    if unknown or (stages is not None and not stages) or len(known) < 2:
+    if unknown or not (known[1:] if stages is None else stages):
         raise ModelError(
-            f"stage_features({model.spec.name}): expected stages among {', '.join(known)}, of a "
-            f"network of at least two, found {', '.join(unknown) or 'none'}"
+            f"stage_features({model.spec.name}): expected stages among {', '.join(known)}, by "
+            f"default all but the first, found {', '.join(unknown) or 'none'}"
         )
     wanted = tuple(known[1:]) if stages is None else tuple(s for s in known if s in stages)
     data = as_examples(images).ready(model.preprocess)
     if not len(data):
         raise DataError("stage_features: expected at least one image, found none")
-    forward = _forward(model.apply, model.preprocess, wanted)
+    forward = _forward(model.apply, model.preprocess, wanted, outputs)
     found = run_batches(forward, model.params, model.stats, data, batch_size=batch_size)
-    return dict(zip(wanted, found, strict=True))
+    # A program returns the entries of a dict by name.
+    return {name: found[name] for name in (*wanted, *([OUTPUTS] if outputs else []))}
 
 
 def probe_stages(
@@ -139,21 +149,23 @@ def probe_stages(
 
 @functools.lru_cache(maxsize=32)
 def _forward(
-    apply: Callable[..., Any], preprocess: Preprocess, stages: tuple[str, ...]
-) -> Callable[..., tuple[jax.Array, ...]]:
+    apply: Callable[..., Any], preprocess: Preprocess, stages: tuple[str, ...], outputs: bool
+) -> Callable[..., dict[str, jax.Array]]:
     """A jitted function from parameters, statistics and images to what enters the stages."""
 
     @jax.jit
-    def forward(params: PyTree, stats: PyTree, images: jax.Array) -> tuple[jax.Array, ...]:
+    def forward(params: PyTree, stats: PyTree, images: jax.Array) -> dict[str, jax.Array]:
         prepared = preprocess_images(images, preprocess)
-        entering, start, found = prepared, {}, []
+        entering, start, found = prepared, {}, {}
         for stage in stages:
             entering, _ = apply(params, stats, entering, train=False, stop=stage, **start)
-            found.append(entering.mean(axis=tuple(range(1, entering.ndim - 1))))
+            found[stage] = entering.mean(axis=tuple(range(1, entering.ndim - 1)))
             if can_start(apply):
                 start = {"start": stage}
             else:  # run anew up to each stage, as far as the compiler does not see that it is equal
                 entering = prepared
-        return tuple(found)
+        if outputs:
+            found[OUTPUTS], _ = apply(params, stats, entering, train=False, **start)
+        return found
 
     return forward

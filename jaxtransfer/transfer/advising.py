@@ -21,13 +21,13 @@ from jaxtransfer.evaluate.conditions import (
     check_input,
 )
 from jaxtransfer.evaluate.folds import Fold, held_out_correct, probe_folds
+from jaxtransfer.evaluate.stages import stage_features
 from jaxtransfer.models import AS_THEY_COME, Model, Preprocess
 from jaxtransfer.transfer.comparing import DIGITS
 from jaxtransfer.transfer.loading import EMBEDDED_SOURCE, load
 from jaxtransfer.transfer.probing import (
     labelled_images,
     ridge_probe,
-    stage_features,
     with_random_weights,
 )
 
@@ -159,8 +159,11 @@ def _probe(
     stages = [*(stage for stage in body[1:] if stage in source.params), head]
 
     def correct(model: Model) -> dict[str, np.ndarray]:
-        found = stage_features(model, data, stages, batch_size=batch_size)
-        return {s: held_out_correct(found[s], labels, ridge_probe, folds) for s in stages}
+        found = stage_features(model, data, stages=stages, batch_size=batch_size)
+        return {
+            stage: held_out_correct(np.asarray(rows, np.float32), labels, ridge_probe, folds)
+            for stage, rows in found.items()
+        }
 
     # Seeds of their own: the model may itself be one with random weights of a small seed.
     random = [

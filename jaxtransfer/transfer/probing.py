@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +13,8 @@ from jaxtransfer.data import Data, as_data, stratified_split
 from jaxtransfer.errors import DataError
 from jaxtransfer.evaluate.arms import reinitialise
 from jaxtransfer.evaluate.probe import linear_probe
-from jaxtransfer.models import Model, Preprocess, families
+from jaxtransfer.models import Model, families
 from jaxtransfer.surgery import truncate
-from jaxtransfer.train.evaluation import forward_pass, run_batches
-
-OUTPUTS = "outputs"
-
 
 ridge_probe = functools.partial(linear_probe, method="ridge")
 """A linear probe in closed form, so that one for each stage, network and fold costs little."""
@@ -56,52 +51,6 @@ def labelled_images(data: Any, most: int, seed: int, where: str) -> tuple[Data, 
         chosen = stratified_split(np.asarray(labels), (share, 1 - share), seed)[0]
         examples = examples.take(np.sort(chosen))
     return examples, np.unique(np.asarray(examples.labels), return_inverse=True)[1]
-
-
-def stage_features(
-    model: Model,
-    data: Data,
-    stages: Sequence[str],
-    *,
-    outputs: bool = False,
-    batch_size: int = 64,
-) -> dict[str, np.ndarray]:
-    """What enters each of several stages, averaged over space or tokens, in one pass of the images.
-
-    Args:
-        model: a `Model`.
-        data: images; labels are not looked at.
-        stages: of `model.spec.stages`.
-        outputs: whether the network's outputs are wanted too, under `OUTPUTS`.
-        batch_size: images that are computed at a time.
-
-    Returns:
-        For each stage float32 of shape (count, channels).
-
-    Raises:
-        DataError: the images cannot be read, or preprocessed for the model.
-        ModelError: the network cannot stop at a stage.
-    """
-    forward = _stages_forward(model.apply, model.preprocess, tuple(stages), outputs)
-    ready = data.ready(model.preprocess)
-    found = run_batches(forward, model.params, model.stats, ready, batch_size=batch_size)
-    return {name: np.asarray(rows, np.float32) for name, rows in found.items()}
-
-
-@functools.lru_cache(maxsize=32)
-def _stages_forward(
-    apply: Callable[..., Any], preprocess: Preprocess, stages: tuple[str, ...], outputs: bool
-) -> Callable[..., dict[str, jax.Array]]:
-    """One program for all stages: what they share, the compiler computes once."""
-    passes = {stage: forward_pass(apply, preprocess, stage, True) for stage in stages}
-    if outputs:
-        passes[OUTPUTS] = forward_pass(apply, preprocess)
-
-    @jax.jit
-    def forward(params: Any, stats: Any, images: jax.Array) -> dict[str, jax.Array]:
-        return {name: one(params, stats, images) for name, one in passes.items()}
-
-    return forward
 
 
 def with_random_weights(model: Model, seed: int) -> Model:

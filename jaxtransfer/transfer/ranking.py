@@ -16,6 +16,7 @@ from jaxtransfer.data import Data, load_digits
 from jaxtransfer.errors import DataError, JaxTransferError, ModelError
 from jaxtransfer.evaluate.folds import Fit, Fold, held_out_correct, probe_folds
 from jaxtransfer.evaluate.neighbours import nearest_neighbours
+from jaxtransfer.evaluate.stages import OUTPUTS, stage_features
 from jaxtransfer.models import Model
 from jaxtransfer.ranking import leep, logme, n_leep, nce, parc, regularised_h_score, transrate
 from jaxtransfer.ranking.table import Measured, Ranking, stratified_resamples, summarise
@@ -23,10 +24,8 @@ from jaxtransfer.surgery import has_head
 from jaxtransfer.transfer.comparing import DIGITS
 from jaxtransfer.transfer.loading import load
 from jaxtransfer.transfer.probing import (
-    OUTPUTS,
     labelled_images,
     ridge_probe,
-    stage_features,
     with_random_weights,
 )
 
@@ -247,9 +246,9 @@ def _evidence(
 ) -> _Evidence:
     classifies = has_head(model) and not model.spec.task_heads
     head = model.spec.stages[-1]
-    found = stage_features(model, data, [head], outputs=classifies, batch_size=batch_size)
+    found = stage_features(model, data, stages=[head], outputs=classifies, batch_size=batch_size)
     probabilities = _softmax(found[OUTPUTS]) if classifies else None
-    return _Evidence(found[head], probabilities, labels, seed)
+    return _Evidence(np.asarray(found[head], np.float32), probabilities, labels, seed)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

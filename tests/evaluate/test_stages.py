@@ -30,10 +30,9 @@ def test_one_pass_gives_what_features_gives_for_each_stage(model):
         np.testing.assert_allclose(
             found[stage], jt.features(model, TRAIN, stage=stage), atol=1e-5, rtol=1e-5
         )
-    assert tuple(jt.stage_features(model, TRAIN.images, stages=["head", "layer2"])) == (
-        "layer2",
-        "head",
-    )
+    some = jt.stage_features(model, TRAIN.images, stages=["head", "layer2"], outputs=True)
+    assert tuple(some) == ("layer2", "head", "outputs")
+    np.testing.assert_allclose(some["outputs"], jt.predict(model, TRAIN), atol=1e-5, rtol=1e-5)
 
 
 class TwoLayers(nn.Module):
@@ -54,6 +53,8 @@ def test_a_network_that_cannot_begin_at_a_stage_is_run_up_to_each():
         weights = model.params[layer]
         expected = expected @ weights["kernel"] + weights["bias"]
         np.testing.assert_allclose(found[stage], expected, atol=1e-5)
+    outputs = jt.stage_features(model, rows, stages=["body"], outputs=True)["outputs"]
+    np.testing.assert_allclose(outputs, jt.predict(model, rows), atol=1e-5)
 
 
 def test_scores_are_those_of_a_classifier_on_each_stage(model):

@@ -5,7 +5,6 @@ import jaxtransfer as jt
 from jaxtransfer.data import few_shot_split
 from jaxtransfer.errors import DataError, ModelError
 from jaxtransfer.ranking import leep, logme
-from jaxtransfer.transfer.probing import OUTPUTS, stage_features
 from jaxtransfer.transfer.ranking import RANDOM_WEIGHTS, SCORES
 
 GLYPHS = "checkpoints/glyphs"
@@ -57,15 +56,6 @@ def test_scores_are_those_of_features_and_probabilities(ranking, few, glyphs):
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     assert ranking.scores["leep"]["glyphs"] == pytest.approx(leep(shares, few.labels), abs=1e-4)
-
-
-def test_stages_of_one_pass_are_those_of_several(few, glyphs):
-    found = stage_features(glyphs, few, ["layer2", "head"], outputs=True, batch_size=16)
-    for stage in ("layer2", "head"):
-        np.testing.assert_allclose(
-            found[stage], jt.features(glyphs, few, stage=stage), rtol=1e-4, atol=1e-5
-        )
-    np.testing.assert_allclose(found[OUTPUTS], jt.predict(glyphs, few), rtol=1e-4, atol=1e-4)
 
 
 def test_the_same_call_gives_the_same_ranks_and_gaps_in_labels_do_not_matter(few, glyphs):
