@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 import jaxtransfer as jt
+from benchmarks.markdown import line
 from benchmarks.mnist import DIGITS, read_mnist
 from jaxtransfer.evaluate.arms import reinitialise
 from jaxtransfer.evaluate.environment import environment
@@ -102,7 +103,6 @@ def main() -> None:
         test = test.take(jt.few_shot(test.labels, count, seed=0))
     rates = {way: found[1:2] if options.quick else found for way, found in RATES.items()}
     rows: list[dict[str, Any]] = []
-    print(_line(HEADER), _line("---" for _ in HEADER), sep="\n")
     for per_class in options.per_class:
         for row in study(
             sources(options.cifar_resnet20, options.glyphs),
@@ -114,7 +114,7 @@ def main() -> None:
             rates,
         ):
             rows.append(row)
-            print(_line(_cells(row)), flush=True)  # a row takes a minute
+            print(line(_cells(row)), flush=True)  # a row takes a minute
             found = {
                 "environment": environment(),
                 "steps": options.steps,
@@ -122,6 +122,12 @@ def main() -> None:
                 "rows": rows,
             }
             options.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table of a JSON file."""
+    rows = [line(_cells(row)) for row in found["rows"]]
+    return "\n".join([line(HEADER), line(["---"] * len(HEADER)), *rows])
 
 
 def sources(cifar_resnet20: Path, glyphs: str) -> tuple[Source, ...]:
@@ -244,10 +250,6 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 def _difference(found: dict[str, float | None]) -> str:
     mean, low, high = ("" if value is None else f"{100 * value:+.1f}" for value in found.values())
     return f"{mean} ({low} to {high})"
-
-
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
