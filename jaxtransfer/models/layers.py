@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from jaxtransfer.errors import ModelError
+from jaxtransfer.models.convolution import convolve
 from jaxtransfer.surgery.layers import ACTIVATIONS as HEAD_ACTIVATIONS
 
 
@@ -129,6 +130,7 @@ def conv(
         kernel_dilation=(dilation, dilation),
         feature_group_count=groups,
         use_bias=use_bias,
+        conv_general_dilated=convolve,
         name=name,
     )
 

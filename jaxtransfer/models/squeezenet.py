@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
+from jaxtransfer.models.convolution import convolve
 from jaxtransfer.models.family import Family
 from jaxtransfer.models.layers import conv, global_mean, max_pool
 from jaxtransfer.models.naming import caffe_layer, torch_layer
@@ -102,7 +103,9 @@ class Head(nn.Module):
         if not self.num_classes:
             return global_mean(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        layer = nn.Conv(self.num_classes, (1, 1), padding=self.padding)
+        layer = nn.Conv(
+            self.num_classes, (1, 1), padding=self.padding, conv_general_dilated=convolve
+        )
         nn.share_scope(self, layer)
         return global_mean(nn.relu(layer(x)))
 
