@@ -1,10 +1,10 @@
 """Convolutions in the form that a CPU computes fastest, with the values that XLA's own has.
 
-XLA's code for CPUs is fast for dense convolutions and slow for two kinds that networks are full of.
-The gradient of a 1x1 convolution with respect to its kernel ran at a tenth of the speed of the same
-matrix product, and a depthwise convolution takes twenty to a hundred times as long as the sum over
-its taps. `python3 -m benchmarks.convolutions` measures both forms. Elsewhere, and for all other
-convolutions, it is `jax.lax.conv_general_dilated` alone.
+XLA's code for CPUs is slow for two kinds that networks are full of: the gradient of a 1x1
+convolution with respect to its kernel takes several times as long as the same matrix product, and a
+depthwise convolution and its gradients ten to a hundred times as long as sums over its taps.
+`python3 -m benchmarks.convolutions` measures both forms. Elsewhere, and for all other convolutions,
+it is `jax.lax.conv_general_dilated` alone.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-
-# Where a sum over taps has a slower gradient of the kernel than a convolution: each tap is a
-# reduction of its own, and one over few channels is not vectorised.
-FEW_CHANNELS, MANY_TAPS = 128, 9
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -73,9 +71,7 @@ def convolve(
         looked_at = images[:, :: strides[0], :: strides[1]]
         return jnp.matmul(looked_at, kernel[0, 0], precision=options.get("precision"))
     if group == 1 and images.shape[3] == features > 1:
-        if features >= FEW_CHANNELS and height * width <= MANY_TAPS:
-            return _taps(images, kernel, tuple(strides), pads)
-        return _depthwise(images, kernel, plain, tuple(strides), pads)
+        return _depthwise(images, kernel, tuple(strides), pads)
     return plain(images, kernel, padding=padding)
 
 
@@ -91,54 +87,107 @@ def _pads(
     return (top, bottom), (left, right)
 
 
-def _taps(images: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads) -> jax.Array:
-    """A depthwise convolution as a sum over its taps, which the compiler makes one loop of.
-
-    It is summed in float32 at least, as a convolution is.
-    """
-    height, width, _, _ = kernel.shape
-    dtype = jnp.float32 if images.dtype.itemsize < 4 else images.dtype
-    padded = jnp.pad(images, ((0, 0), *pads, (0, 0))).astype(dtype)
-    last = [size - length for size, length in zip(padded.shape[1:3], (height, width), strict=True)]
-    total = None
-    for row in range(height):
-        for column in range(width):
-            seen = padded[
-                :,
-                row : row + last[0] + 1 : strides[0],
-                column : column + last[1] + 1 : strides[1],
-            ]
-            term = seen * kernel[row, column, 0].astype(dtype)
-            total = term if total is None else total + term
-    assert total is not None
-    return total.astype(images.dtype)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _depthwise(
-    images: jax.Array, kernel: jax.Array, plain: Any, strides: tuple[int, ...], pads: Pads
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads
 ) -> jax.Array:
-    """The sum over taps, whose derivative by the kernel is that of a convolution."""
-    del plain
-    return _taps(images, kernel, strides, pads)
+    """A depthwise convolution as a sum over its taps, which the compiler makes one loop of."""
+    padded, taps, sizes = _prepared(images, kernel, strides, pads)
+    rows = [_row(padded, taps, row, sizes, strides) for row in range(len(taps))]
+    return functools.reduce(jnp.add, rows).astype(images.dtype)
 
 
 def _depthwise_jvp(
-    plain: Any,
     strides: tuple[int, ...],
     pads: Pads,
     primals: tuple[jax.Array, jax.Array],
     tangents: tuple[Any, Any],
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, jax.Array]:
+    """A term for each that has a derivative, in the form whose transpose is fast."""
     images, kernel = primals
     by_images, by_kernel = tangents
     terms = []  # of what is frozen nothing is computed
     if not isinstance(by_images, SymbolicZero):
-        terms.append(_taps(by_images, kernel, strides, pads))
+        terms.append(_loop_over_rows(by_images, kernel, strides, pads))
     if not isinstance(by_kernel, SymbolicZero):
-        terms.append(plain(images, by_kernel, padding=pads))
-    outputs = _depthwise(images, kernel, plain, strides, pads)
-    return outputs, functools.reduce(jnp.add, terms)
+        terms.append(_loop_over_rows(images, by_kernel, strides, pads, is_of_kernel=True))
+    return _depthwise(images, kernel, strides, pads), functools.reduce(jnp.add, terms)
 
 
 _depthwise.defjvp(_depthwise_jvp, symbolic_zeros=True)
+
+
+def _loop_over_rows(
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, ...],
+    pads: Pads,
+    is_of_kernel: bool = False,
+) -> jax.Array:
+    """The same sum as a loop over the rows of the kernel, to be transposed.
+
+    Args:
+        images: shape (batch, height, width, channels).
+        kernel: shape (height, width, 1, channels).
+        strides: in height and width.
+        pads: zeros before and after.
+        is_of_kernel: whether it is transposed with respect to the kernel, else to the images.
+    """
+    padded, taps, sizes = _prepared(images, kernel, strides, pads)
+    spread = _spread_by_product if is_of_kernel else None
+
+    def add_row(total: jax.Array, row: jax.Array) -> tuple[jax.Array, None]:
+        return total + _row(padded, taps, row, sizes, strides, spread), None
+
+    if is_of_kernel:
+        # What a row sees is looked up again: kept, it would be a copy of the images for each.
+        add_row = jax.checkpoint(add_row, prevent_cse=False)
+    zeros = jnp.zeros((len(images), *sizes, images.shape[3]), padded.dtype)
+    return lax.scan(add_row, zeros, jnp.arange(len(taps)))[0].astype(images.dtype)
+
+
+def _prepared(
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads
+) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
+    """Padded images, taps of shape (height, width, channels), and the sides of the result.
+
+    In float32 at least, in which a convolution is summed, too.
+    """
+    dtype = jnp.float32 if images.dtype.itemsize < 4 else images.dtype
+    padded = jnp.pad(images, ((0, 0), *pads, (0, 0))).astype(dtype)
+    sizes = tuple(
+        (padded.shape[1 + axis] - kernel.shape[axis]) // stride + 1
+        for axis, stride in enumerate(strides)
+    )
+    return padded, kernel[:, :, 0].astype(dtype), sizes
+
+
+def _row(
+    padded: jax.Array,
+    taps: jax.Array,
+    row: int | jax.Array,
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    spread: Callable[[jax.Array, tuple[int, ...]], jax.Array] | None = None,
+) -> jax.Array:
+    """The sum over the taps of a row of the kernel, each spread over all pixels."""
+    seen = lax.dynamic_slice_in_dim(padded, row, (sizes[0] - 1) * strides[0] + 1, axis=1)
+    seen = seen[:, :: strides[0]]
+    total = jnp.zeros((), padded.dtype)
+    for column in range(taps.shape[1]):
+        tap = lax.dynamic_index_in_dim(taps, row, keepdims=False)[column]
+        if spread is not None:
+            tap = spread(tap, (len(padded), *sizes))
+        end = column + (sizes[1] - 1) * strides[1] + 1
+        total += seen[:, :, column : end : strides[1]] * tap
+    return total
+
+
+def _spread_by_product(tap: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A tap at each pixel, as a product with ones.
+
+    Its transpose is a product too, where that of a plain spread is a sum over pixels, for which the
+    compiler has no fast code.
+    """
+    ones = jnp.ones((math.prod(shape), 1), tap.dtype)
+    return (ones @ tap[np.newaxis]).reshape(*shape, -1)
