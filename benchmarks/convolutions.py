@@ -21,7 +21,8 @@ from typing import Any
 import jax
 
 from benchmarks.markdown import line
-from jaxtransfer.models.convolution import convolve, plain_convolutions
+from jaxtransfer.models.convolution import convolve
+from jaxtransfer.models.fast_forms import plain_layers
 
 # Side of the maps, channels that enter and leave, side of the kernel, stride, depthwise or not.
 CASES = (
@@ -98,7 +99,7 @@ def programs(
     outputs = run(images, kernel)
     found = []
     for function in (forward, by_images, by_kernel):
-        with plain_convolutions() if plain else contextlib.nullcontext():
+        with plain_layers() if plain else contextlib.nullcontext():
             program = jax.jit(function).lower(images, kernel, outputs).compile()
         found.append(functools.partial(program, images, kernel, outputs))
     return found

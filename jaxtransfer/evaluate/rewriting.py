@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtransfer.models.convolution import plain_convolutions
+from jaxtransfer.models.fast_forms import plain_layers
 from jaxtransfer.models.layers import pool_padding, same_padding
 
 Rewrite = Callable[[Any, Sequence[Any], bool], Any]
@@ -42,7 +42,7 @@ def rewritten(function: Callable[..., Any], rewrite: Rewrite) -> Callable[..., A
         def anew(*args: Any) -> Any:  # not what JAX remembers from a trace in the other form
             return function(*args)
 
-        with plain_convolutions():
+        with plain_layers():
             closed, shape = jax.make_jaxpr(anew, return_shape=True)(*args)
         outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), rewrite)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)

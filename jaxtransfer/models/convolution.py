@@ -9,11 +9,9 @@ it is `jax.lax.conv_general_dilated` alone.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,22 +20,9 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from jaxtransfer.models.fast_forms import has_fast_forms
+
 Pads = tuple[tuple[int, int], ...]
-
-_plain = contextvars.ContextVar("plain_convolutions", default=False)
-
-
-@contextlib.contextmanager
-def plain_convolutions() -> Iterator[None]:
-    """Functions that are traced meanwhile have XLA's convolutions, for those who look for them.
-
-    What JAX has traced before it remembers as it was: give it a function of its own.
-    """
-    token = _plain.set(True)
-    try:
-        yield
-    finally:
-        _plain.reset(token)
 
 
 def convolve(
@@ -58,12 +43,7 @@ def convolve(
     """
     plain = functools.partial(lax.conv_general_dilated, window_strides=strides, **options)
     dilations = [*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
-    if (
-        _plain.get()
-        or jax.default_backend() != "cpu"
-        or images.ndim != 4
-        or any(dilation != 1 for dilation in dilations)
-    ):
+    if not has_fast_forms() or images.ndim != 4 or any(dilation != 1 for dilation in dilations):
         return plain(images, kernel, padding=padding)
     height, width, group, features = kernel.shape
     pads = _pads(padding, images.shape, kernel.shape, strides)

@@ -18,6 +18,7 @@ from jax import lax
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.models.convolution import convolve
+from jaxtransfer.models.pooling import window_max
 from jaxtransfer.surgery.layers import ACTIVATIONS as HEAD_ACTIVATIONS
 
 
@@ -162,15 +163,7 @@ def max_pool(
             the padding never does.
     """
     pads = [pool_padding(length, size, stride, padding, ceil) for length in x.shape[1:3]]
-    return lax.reduce_window(
-        x,
-        # A NumPy value, for only of a reduction that is known to be a maximum is there a gradient.
-        np.array(-np.inf, x.dtype),
-        lax.max,
-        (1, size, size, 1),
-        (1, stride, stride, 1),
-        [(0, 0), *pads, (0, 0)],
-    )
+    return window_max(x, size, stride, pads)
 
 
 def average_pool(

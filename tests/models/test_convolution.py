@@ -12,7 +12,8 @@ import pytest
 from jax import lax
 
 import jaxtransfer as jt
-from jaxtransfer.models.convolution import convolve, plain_convolutions
+from jaxtransfer.models.convolution import convolve
+from jaxtransfer.models.fast_forms import plain_layers
 
 AXES = ("NHWC", "HWIO", "NHWC")
 # Kernel, strides, padding, channels that enter and leave, groups.
@@ -101,7 +102,7 @@ def test_only_what_is_slow_gets_another_form():
     for case, stays in {"3x3": True, "1x1 grouped": True, "1x1": False, "depthwise": False}.items():
         found, _, images, kernel = example(case)
         assert ("conv_general_dilated" in primitives(found, images, kernel)) == stays
-        with plain_convolutions():
+        with plain_layers():
             assert "conv_general_dilated" in primitives(found, images, kernel)
 
 
@@ -142,5 +143,5 @@ def test_networks_use_it_and_stay_what_they_were():
 
     assert "custom_jvp_call" in primitives(run, model.params)
     fast = run(model.params)
-    with plain_convolutions():
+    with plain_layers():
         np.testing.assert_allclose(fast, run(model.params), rtol=1e-3, atol=1e-4)
