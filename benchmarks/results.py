@@ -20,6 +20,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,25 @@ SQUEEZENET = "weights/squeezenet_v1.1_keras_notop/*.h5"
 MOBILENET = "weights/mobilenet_v1_0.25_224_keras_notop/*.h5"
 RESNET20 = "weights/cifar10_resnet/resnet20-*.th"
 
-# The arguments of each study; `IMAGES` becomes the folder with the images of the archive.
-STUDIES: dict[str, tuple[Callable[[dict[str, Any]], str], list[str]]] = {
-    "ants_and_bees": (ants_and_bees.markdown, [IMAGES, SQUEEZENET, MOBILENET]),
-    "mnist_few_shot": (mnist_few_shot.markdown, ["datasets/mnist", RESNET20]),
-    "source_ranking": (source_ranking.markdown, [".", IMAGES]),
+
+@dataclass(frozen=True)
+class Study:
+    """A benchmark whose table is on the page.
+
+    Attributes:
+        markdown: from its JSON file to the table.
+        arguments: of its command, paths below the data; `IMAGES` becomes the folder with the
+            images of the archive.
+    """
+
+    markdown: Callable[[dict[str, Any]], str]
+    arguments: tuple[str, ...]
+
+
+STUDIES = {
+    "ants_and_bees": Study(ants_and_bees.markdown, (IMAGES, SQUEEZENET, MOBILENET)),
+    "mnist_few_shot": Study(mnist_few_shot.markdown, ("datasets/mnist", RESNET20)),
+    "source_ranking": Study(source_ranking.markdown, (".", IMAGES)),
 }
 
 
@@ -57,7 +72,7 @@ def main() -> None:
         for name in options.only:
             if options.data:
                 run(name, options.data, results, options.quick, Path(temporary) / "images")
-            table = STUDIES[name][0](json.loads((results / f"{name}.json").read_text()))
+            table = STUDIES[name].markdown(json.loads((results / f"{name}.json").read_text()))
             print(table)
             if not options.quick:
                 PAGE.write_text(with_table(PAGE.read_text(), name, table))
@@ -65,7 +80,7 @@ def main() -> None:
 
 def run(name: str, data: Path, results: Path, quick: bool, images: Path) -> None:
     """One study in a process of its own."""
-    arguments = [_path(data, argument, images) for argument in STUDIES[name][1]]
+    arguments = [_path(data, argument, images) for argument in STUDIES[name].arguments]
     quickly = ["--quick"] if quick else []
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments, *quickly]
     subprocess.run([*command, "--out", str(results / f"{name}.json")], check=True)
