@@ -26,11 +26,34 @@ _JAX_OPTIONS = {
 for _name in ("jax_platforms", "jax_compilation_cache_dir"):
     _JAX_OPTIONS[_name] = os.environ.get(_name.upper()) or _JAX_OPTIONS[_name]
 os.environ.update({name.upper(): str(value) for name, value in _JAX_OPTIONS.items()})
+# Tests compile much and compute little: the same programs without LLVM's optimisations, which take
+# most of the time of compiling.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ["MPLBACKEND"] = "Agg"
 
 import jax  # noqa: E402  the environment comes first
 import matplotlib  # noqa: E402
+import pytest  # noqa: E402
 
 for _name, _value in _JAX_OPTIONS.items():
     jax.config.update(_name, _value)
 matplotlib.use("Agg")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--every N` keeps each N-th test of a file, for a second run on another interpreter."""
+    parser.addoption("--every", type=int, default=1, metavar="N", help="keep each N-th of a file")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what `--every` does not keep."""
+    every = config.getoption("every")
+    numbers: dict[Path, int] = {}
+    kept, left_out = [], []
+    for item in items:
+        number = numbers.setdefault(item.path, 0)
+        numbers[item.path] += 1
+        (left_out if number % every else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept

@@ -13,6 +13,7 @@ import jaxtransfer as jt
 from jaxtransfer.errors import ModelError
 from jaxtransfer.models import build
 from jaxtransfer.models.catalog import spec_of
+from jaxtransfer.models.fast_forms import plain_layers
 from jaxtransfer.models.layers import conv
 from jaxtransfer.models.recognise import _likely_families, _nearest_in_size
 from jaxtransfer.models.resnet import _pad_shortcut
@@ -182,11 +183,10 @@ def test_bottlenecks_have_their_stride_on_the_convolution_that_is_named(where, e
     model = build(**SMALL["short"], stride_on=where)
     block = model.params["layer2"]["0"]
     assert [block[f"conv{number}"]["kernel"].shape[0] for number in (1, 2, 3)] == [1, 3, 1]
-    text = str(
-        jax.make_jaxpr(functools.partial(model.apply, train=False, start="layer2", stop="layer3"))(
-            model.params, model.stats, jax.ShapeDtypeStruct((1, 16, 16, 16), jnp.float32)
-        )
-    )
+    images = jax.ShapeDtypeStruct((1, 16, 16, 16), jnp.float32)
+    layer = functools.partial(model.apply, train=False, start="layer2", stop="layer3")
+    with plain_layers():
+        text = str(jax.make_jaxpr(layer)(model.params, model.stats, images))
     strides = [part.split(")")[0] for part in text.split("window_strides=(")[1:]]
     assert strides[:4] == expected  # the last one is the shortcut's
 
