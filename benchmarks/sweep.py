@@ -5,11 +5,12 @@
 Features come as they are, so that nothing but heads is measured: N features of 512 numbers, of some
 classes, with noise, a fifth as many again to compare by. A sweep tries 16 learning rates, two
 decays and two label smoothings with one seed, on one device; the second case has 4 seeds instead,
-each of which has batches of its own. One configuration is a sweep of one. Each is timed from the
-call to the table: the first call with what is compiled, then calls that take turns. scikit-learn
-fits its `LogisticRegression` (L-BFGS, at most 100 iterations) with 64 strengths of the penalty, one
-after the other on the same features; where `--peer-fits` is lower, every n-th of them, and the
-seconds are multiplied. Without scikit-learn that case is left out.
+each of which has batches of its own. Both run whole, and with successive halving by 4, by which the
+best 16, 4 and 1 go on. One configuration is a sweep of one. Each is timed from the call to the
+table: the first call with what is compiled, then calls that take turns. scikit-learn fits its
+`LogisticRegression` (L-BFGS, at most 100 iterations) with 64 strengths of the penalty, one after
+the other on the same features; where `--peer-fits` is lower, every n-th of them, and the seconds
+are multiplied. Without scikit-learn that case is left out.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ GRIDS = {
     },
 }
 ONE = {"lr": [1e-2]}
+HALVING = 4
 
 
 def make_features(count: int, width: int, classes: int, seed: int = 0) -> tuple[Any, Any]:
@@ -95,7 +97,7 @@ def measure(size: str, pairs: int, epochs: float, batch_size: int, fits: int) ->
     model, data = head_of(width, classes), ArrayData(*train)
     validation = ArrayData(*held_out)
 
-    def run(grid: Any) -> jt.Sweep:
+    def run(grid: Any, halving: int | None) -> jt.Sweep:
         return jt.sweep(
             model,
             data,
@@ -104,21 +106,24 @@ def measure(size: str, pairs: int, epochs: float, batch_size: int, fits: int) ->
             plan="full",  # of a head alone
             epochs=epochs,
             batch_size=batch_size,
+            halving=halving,
             devices=jax.devices()[:1],
         )
 
-    cases = {"one": ONE, **GRIDS}
-    first = {name: timed(lambda grid=grid: run(grid))[0] for name, grid in cases.items()}
+    whole = {name: (grid, None) for name, grid in GRIDS.items()}
+    halved = {f"{name}, halving": (grid, HALVING) for name, grid in GRIDS.items()}
+    cases = {"one": (ONE, None), **whole, **halved}
+    first = {name: timed(lambda case=case: run(*case))[0] for name, case in cases.items()}
     warm: dict[str, list[float]] = {name: [] for name in cases}
     best = {}
     for _ in range(pairs):
-        for name, grid in cases.items():
-            seconds, found = timed(lambda grid=grid: run(grid))
+        for name, case in cases.items():
+            seconds, found = timed(lambda case=case: run(*case))
             warm[name].append(seconds)
             best[name] = max(found.validation)
     peers = fit_peers(train, held_out, fits)
     middle = {name: statistics.median(values) for name, values in warm.items()}
-    for name in GRIDS:
+    for name in (*whole, *halved):
         text = f"{size}, {name}: {COUNT} take {middle[name] / middle['one']:.1f}x the time of one"
         text += f" ({first[name] / first['one']:.1f}x with what is compiled)"
         if peers is not None:
