@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 from jaxtransfer.cli.common import add_json, natural, positive, print_json
 from jaxtransfer.cli.datasets import EMBEDDED_DATA, add_data, read_parts
@@ -17,6 +18,10 @@ from jaxtransfer.transfer.ranking import SCORES
 
 PER_CLASS = 20
 """Labelled images of each class of the embedded data and of arrays."""
+
+
+NAME_WIDTH = 18
+"""Letters of a source's name in a line of the table at least; in narrow terminals it is folded."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +55,12 @@ def run(options: argparse.Namespace) -> None:
     """Rank, write the report, print the table or the JSON."""
     make_folder(options.out)  # better now than after the work
     begun = time.perf_counter()
-    sources: dict[str, str | Model] = {name: name for name in options.sources or [EMBEDDED_SOURCE]}
+    references = dict.fromkeys(options.sources or [EMBEDDED_SOURCE])
+    names = _names_of(list(references))
+    sources: dict[str, str | Model] = dict(zip(names, references, strict=True))
     if options.stages or not options.sources:
-        sources |= {name: cut for one in list(sources) for name, cut in _stages_of(one).items()}
+        for name, reference in zip(names, references, strict=True):
+            sources |= _stages_of(name, reference)
     ranking = rank(
         sources,
         read_parts(options.data, options.per_class, options.seed, few_per_class=PER_CLASS).train,
@@ -71,11 +79,17 @@ def run(options: argparse.Namespace) -> None:
     print(f"Written in {seconds:.0f} s: {', '.join(map(str, paths))}")
 
 
-def _stages_of(reference: str) -> dict[str, Model]:
+def _names_of(references: list[str]) -> list[str]:
+    """Files by their names without folders, where these differ; all else as it was given."""
+    names = [Path(one).name if Path(one).is_file() else one for one in references]
+    return names if len(set(names)) == len(names) else references
+
+
+def _stages_of(name: str, reference: str) -> dict[str, Model]:
     """The model cut off after each stage that has parameters, but for the whole of its body."""
     model = load(reference)
     stages = [stage for stage in model.spec.stages[:-1] if stage in model.params]
-    return {f"{reference} up to {stage}": truncate(model, stage) for stage in stages[:-1]}
+    return {f"{name} up to {stage}": truncate(model, stage) for stage in stages[:-1]}
 
 
 def _print_table(ranking: Ranking) -> None:
@@ -83,8 +97,9 @@ def _print_table(ranking: Ranking) -> None:
     from rich.table import Table
 
     table = Table(title=f"Sources for {ranking.target}: rank by each score", title_justify="left")
-    for column in ("source", *(NAMES[score] for score in ranking.scores), "mean"):
-        table.add_column(column, justify="left" if column == "source" else "right")
+    table.add_column("source", min_width=NAME_WIDTH, overflow="fold")
+    for column in (*(NAMES[score] for score in ranking.scores), "mean"):
+        table.add_column(column, justify="right")
     for name in ranking.order:
         ranks = [row[name] for row in ranking.ranks.values()]
         cells = ["-" if rank is None else f"{rank:g}" for rank in ranks]

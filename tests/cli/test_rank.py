@@ -7,6 +7,7 @@ import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.cli.main import main
+from jaxtransfer.cli.rank import _names_of
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +74,15 @@ def test_bad_input_gives_a_message_and_status_2(command, tmp_path, capsys):
     source = ["nowhere"] if command == "rank" else ["--source", "nowhere"]
     assert main([command, *source, "--out", str(tmp_path)]) == 2
     assert "nowhere: expected a path that exists" in capsys.readouterr().err
+
+
+def test_files_go_by_their_names_where_these_differ(tmp_path):
+    files = [tmp_path / folder / f"{folder}.h5" for folder in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        file.touch()
+    given = [*map(str, files), "checkpoints/glyphs"]
+    assert _names_of(given) == ["one.h5", "two.h5", "checkpoints/glyphs"]
+    again = tmp_path / "one.h5"
+    again.touch()
+    assert _names_of([str(files[0]), str(again)]) == [str(files[0]), str(again)]
