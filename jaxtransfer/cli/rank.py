@@ -20,7 +20,7 @@ PER_CLASS = 20
 """Labelled images of each class of the embedded data and of arrays."""
 
 
-NAME_WIDTH = 18
+NAME_WIDTH = 11
 """Letters of a source's name in a line of the table at least; in narrow terminals it is folded."""
 
 
@@ -93,15 +93,27 @@ def _stages_of(name: str, reference: str) -> dict[str, Model]:
 
 
 def _print_table(ranking: Ranking) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Sources for {ranking.target}: rank by each score", title_justify="left")
+    # What no source has is told below.
+    shown = [
+        s for s, row in ranking.ranks.items() if any(rank is not None for rank in row.values())
+    ]
+    table = Table(
+        title=f"Sources for {ranking.target}: rank by each score",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,
+    )
     table.add_column("source", min_width=NAME_WIDTH, overflow="fold")
-    for column in (*(NAMES[score] for score in ranking.scores), "mean"):
-        table.add_column(column, justify="right")
+    for score in shown:
+        header = "kNN" if score == "knn" else NAMES[score]  # so that 80 letters are enough
+        table.add_column(header, justify="right", overflow="fold", min_width=4)
+    table.add_column("mean", justify="right", no_wrap=True)
     for name in ranking.order:
-        ranks = [row[name] for row in ranking.ranks.values()]
+        ranks = [ranking.ranks[score][name] for score in shown]
         cells = ["-" if rank is None else f"{rank:g}" for rank in ranks]
         style = "bold" if name == ranking.best else None
         table.add_row(name, *cells, ranking.shown_mean(name), style=style)
