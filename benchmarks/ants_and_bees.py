@@ -7,9 +7,10 @@ plan the learning rate is chosen by the accuracy on a fifth of the training imag
 trained on then; the runs that count train on all of them, over several seeds, and are measured on
 `val` once, after their last step; where BatchNorm followed the data, its statistics are computed
 anew on the training images first. `fitted` is `full` from a head that `jt.linear_probe` fitted to
-the features of the images that are trained on. The same networks with random weights, all of which
-train, get the same search and the same steps. Writes a JSON file and prints the table as Markdown.
-Expected: about an hour on two cores, or half an hour where each network has a process and a core.
+the features of the images that are trained on, and leaves the source's statistics of BatchNorm as
+they are. The same networks with random weights, all of which train, get the same search and the
+same steps. Writes a JSON file and prints the table as Markdown. Expected: about an hour on two
+cores, or half an hour where each network has a process and a core.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ RATES = {
 # Of `lp_ft` the head gets half of the steps: there are few. The network then trains at 3e-5, 1e-4
 # or 3e-4.
 HEAD_SHARE, NETWORK_SCALE = 0.5, 0.003
+# A head that was fitted to features with the source's statistics needs them to stay.
+FITTED = jt.Plan((jt.Group("**", stats="frozen"),), name="full")
 SEARCH_SEED = 100
 
 
@@ -103,7 +106,7 @@ def _run(
     result = jt.finetune(
         start,
         train,
-        plan={"probe": "probe", "lp_ft": lp_ft}.get(plan, "full"),
+        plan={"probe": "probe", "lp_ft": lp_ft, "fitted": FITTED}.get(plan, "full"),
         epochs=epochs,
         batch_size=32,
         learning_rate=rate,
@@ -111,7 +114,7 @@ def _run(
         augment=jt.augment.standard_augment(224),
         seed=seed,
     )
-    if plan == "probe":  # whose statistics are the source's
+    if plan in ("probe", "fitted"):  # whose statistics are the source's
         return accuracy(jt.predict(result.model, test), np.asarray(test.labels))
     return tested(result.model, train, test)
 
