@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 import jaxtransfer as jt
-from benchmarks.markdown import line
+from benchmarks.markdown import head, line
 from benchmarks.starts import tested, with_fitted_head
 from jaxtransfer.evaluate.arms import reinitialise
 from jaxtransfer.evaluate.environment import environment
@@ -45,6 +45,7 @@ HEAD_SHARE, NETWORK_SCALE = 0.5, 0.003
 # A head that was fitted to features with the source's statistics needs them to stay.
 FITTED = jt.Plan((jt.Group("**", stats="frozen"),), name="full")
 SEARCH_SEED = 100
+HEADER = ("network", "way", "accuracy, %", "95 % interval", "each seed", "learning rate")
 
 
 def main() -> None:
@@ -64,6 +65,7 @@ def main() -> None:
     train = jt.image_folder(options.images, split="train")
     test = jt.image_folder(options.images, split="val")
     rows = []
+    print(head(HEADER))
     for (title, name), file in zip(NETWORKS.items(), options.weights, strict=True):
         if title not in options.networks:
             continue
@@ -128,8 +130,7 @@ def _start(source: jt.Model, plan: str, train: Any, seed: int) -> jt.Model:
 
 def markdown(found: dict[str, Any]) -> str:
     """The table of a JSON file."""
-    header = ("network", "way", "accuracy, %", "95 % interval", "each seed", "learning rate")
-    return "\n".join([line(header), line(["---"] * len(header)), *map(_row, found["rows"])])
+    return "\n".join([head(HEADER), *map(_row, found["rows"])])
 
 
 def _row(row: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def line(cells: Iterable[str]) -> str:
@@ -12,3 +12,12 @@ def line(cells: Iterable[str]) -> str:
     '| a | b |'
     """
     return f"| {' | '.join(cells)} |"
+
+
+def head(cells: Sequence[str]) -> str:
+    """The two lines that a table begins with.
+
+    >>> head(["a", "b"]).splitlines()
+    ['| a | b |', '| --- | --- |']
+    """
+    return f"{line(cells)}\n{line(['---'] * len(cells))}"

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 import jaxtransfer as jt
-from benchmarks.markdown import line
+from benchmarks.markdown import head, line
 from benchmarks.mnist import DIGITS, read_mnist
 from jaxtransfer.evaluate.arms import reinitialise
 from jaxtransfer.evaluate.environment import environment
@@ -103,6 +103,7 @@ def main() -> None:
         test = test.take(jt.few_shot(test.labels, count, seed=0))
     rates = {way: found[1:2] if options.quick else found for way, found in RATES.items()}
     rows: list[dict[str, Any]] = []
+    print(head(HEADER))
     for per_class in options.per_class:
         for row in study(
             sources(options.cifar_resnet20, options.glyphs),
@@ -127,7 +128,7 @@ def main() -> None:
 def markdown(found: dict[str, Any]) -> str:
     """The table of a JSON file."""
     rows = [line(_cells(row)) for row in found["rows"]]
-    return "\n".join([line(HEADER), line(["---"] * len(HEADER)), *rows])
+    return "\n".join([head(HEADER), *rows])
 
 
 def sources(cifar_resnet20: Path, glyphs: str) -> tuple[Source, ...]:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 import jaxtransfer as jt
-from benchmarks.markdown import line
+from benchmarks.markdown import head, line
 from benchmarks.mnist import read_mnist
 from benchmarks.starts import tested, with_fitted_head
 from jaxtransfer.evaluate.environment import environment
@@ -183,7 +183,7 @@ def markdown(found: dict[str, Any]) -> str:
 def _table(target: str, row: Mapping[str, Any]) -> str:
     ranking, accuracies = row["ranking"], row["accuracy"]
     header = [target, "accuracy", *ranking["scores"]]
-    lines = [line(header), line(["---"] * len(header))]
+    lines = [head(header)]
     for name in sorted(ranking["candidates"], key=lambda name: -accuracies[name]):
         scores = [column[name] for column in ranking["scores"].values()]
         shown = ["-" if score is None else f"{score:.3g}" for score in scores]
@@ -198,8 +198,7 @@ def _summary(rows: Mapping[str, Any]) -> str:
     """The mean tau of each score over the targets."""
     taus = [[row["tau"][score] for row in rows.values()] for score in SCORES]
     means = [None if None in each else float(np.mean(each)) for each in taus]
-    cells = [["", *SCORES], ["---"] * (1 + len(SCORES)), ["mean tau", *map(_shown, means)]]
-    return "\n".join(map(line, cells))
+    return f"{head(['', *SCORES])}\n{line(['mean tau', *map(_shown, means)])}"
 
 
 def _shown(tau: float | None) -> str:

@@ -30,7 +30,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
@@ -51,7 +50,6 @@ from jaxtransfer.models.naming import (
     torch_batch_norm,
     torch_layer,
 )
-from jaxtransfer.models.pooling import window_max
 from jaxtransfer.models.preprocessing import INCEPTION
 from jaxtransfer.models.published import torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Preprocess, Source
@@ -120,9 +118,7 @@ class ConvBlock(nn.Module):
 def _halve(x: jax.Array, size: int, same_padding: bool) -> jax.Array:
     """Max pooling with stride 2, whose last windows need not be full."""
     if same_padding:
-        return window_max(
-            x, size, 2, lax.padtype_to_pads(x.shape[1:3], (size,) * 2, (2, 2), "SAME")
-        )
+        return max_pool(x, size, 2, "SAME")
     return max_pool(x, size, 2, ceil=True)
 
 

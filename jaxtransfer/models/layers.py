@@ -150,7 +150,7 @@ def round_channels(channels: float) -> int:
 
 
 def max_pool(
-    x: jax.Array, size: int, stride: int, padding: int = 0, *, ceil: bool = False
+    x: jax.Array, size: int, stride: int, padding: int | str = 0, *, ceil: bool = False
 ) -> jax.Array:
     """The largest values of windows, as PyTorch and Caffe have it.
 
@@ -158,11 +158,15 @@ def max_pool(
         x: shape (batch, height, width, channels).
         size: side of the windows.
         stride: their distance.
-        padding: rows and columns on each side that count as minus infinity.
+        padding: rows and columns on each side that count as minus infinity, or "SAME" as
+            TensorFlow has it.
         ceil: whether a last window that is not full counts, as in Caffe; one that would start in
             the padding never does.
     """
-    pads = [pool_padding(length, size, stride, padding, ceil) for length in x.shape[1:3]]
+    if isinstance(padding, str):
+        pads = [same_padding(length, size, stride) for length in x.shape[1:3]]
+    else:
+        pads = [pool_padding(length, size, stride, padding, ceil) for length in x.shape[1:3]]
     return window_max(x, size, stride, pads)
 
 

@@ -1,7 +1,7 @@
 """The largest values of windows in the form that a CPU computes fastest.
 
 XLA's gradient of a maximum over windows looks for the largest value anew, with code that is slow on
-CPUs: twenty times the time of the forward pass. `python3 -m benchmarks.convolutions` measures it.
+CPUs. `python3 -m benchmarks.convolutions` measures both forms.
 """
 
 from __future__ import annotations

@@ -16,11 +16,6 @@ from jaxtransfer.errors import (
 from jaxtransfer.models import build
 
 
-@pytest.fixture(scope="module")
-def model():
-    return jt.init("cifar_resnet8", in_channels=1, width=4, input_size=(8, 8), num_classes=3)
-
-
 def test_load_tells_what_there_is():
     with pytest.raises(ReferenceNotFoundError, match="checkpoints/glyphs"):
         jt.load("checkpoints/glyph")

@@ -22,11 +22,6 @@ from jaxtransfer.transfer import fit_head
 
 
 @pytest.fixture(scope="module")
-def model():
-    return jt.init("cifar_resnet8", in_channels=1, width=4, input_size=(8, 8), num_classes=3)
-
-
-@pytest.fixture(scope="module")
 def digits():
     data = jt.load_digits()
     few = data.take(np.flatnonzero(data.labels < 3)[:60])
