@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtransfer.compiling import jit
 from jaxtransfer.data import preprocess_images
 from jaxtransfer.errors import ModelError
 from jaxtransfer.evaluate.rewriting import changes, rewritten
@@ -147,7 +148,7 @@ def first_divergence(
         if stage not in reference:
             continue
         segment = _segment(model, start, after, train)
-        found = jax.jit(segment)(model.params, model.stats, values)
+        found = jit(segment)(model.params, model.stats, values)
         differences.append((stage, _difference(found, reference[stage])))
         if differences[-1][1] > tolerance:
             trials = _trials(model, segment, values, reference[stage], tolerance, start)
@@ -220,7 +221,7 @@ def _trials(
     for change in changes():
         other = rewritten(segment, change.rewrite)
         yield from tried(change.cause, change.detail, runs(other, model.params, values))
-    compiled = jax.jit(segment)
+    compiled = jit(segment)
     if start == model.spec.stages[0]:
         other = runs(compiled, model.params, values[..., ::-1])
         yield from tried("channel order", "the input's channels reversed", other)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtransfer.compiling import jit
 from jaxtransfer.data import Data, as_examples, preprocess_images
 from jaxtransfer.errors import DataError, ModelError
 from jaxtransfer.evaluate.answers import check_numbers
@@ -222,7 +223,7 @@ def _is_of_use(model: Model, stage: str, features: Any, grid: Grid | None) -> bo
     tokens = jax.random.normal(jax.random.key(0), features.shape, features.dtype)
     others = jax.random.normal(jax.random.key(1), features.shape, features.dtype)
     changed = jnp.concatenate([tokens[:, :-count], others[:, -count:]], axis=1)
-    forward = jax.jit(functools.partial(model.apply, train=False, start=stage))
+    forward = jit(functools.partial(model.apply, train=False, start=stage))
     both = forward(model.params, model.stats, jnp.concatenate([tokens, changed]))[0]
     return bool(jnp.any(both[0] != both[1]))
 
@@ -251,7 +252,7 @@ def _program(
 ) -> Callable[..., jax.Array]:
     """A jitted function from parameters, statistics, images and classes to maps."""
 
-    @jax.jit
+    @jit
     def maps(params: PyTree, stats: PyTree, images: Any, classes: jax.Array) -> jax.Array:
         inputs = preprocess_images(jnp.asarray(images), preprocess)
         features = apply(params, stats, inputs, train=False, stop=stage)[0]

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxtransfer.compiling import jit
 from jaxtransfer.data import as_data, as_examples, preprocess_images
 from jaxtransfer.errors import DataError, ModelError
 from jaxtransfer.evaluate.classifiers import CLASSIFIERS, check_method
@@ -153,7 +154,7 @@ def _forward(
 ) -> Callable[..., dict[str, jax.Array]]:
     """A jitted function from parameters, statistics and images to what enters the stages."""
 
-    @jax.jit
+    @jit
     def forward(params: PyTree, stats: PyTree, images: jax.Array) -> dict[str, jax.Array]:
         prepared = preprocess_images(images, preprocess)
         entering, start, found = prepared, {}, {}

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtransfer.compiling import jit
 from jaxtransfer.data import (
     ArrayData,
     Data,
@@ -321,7 +322,7 @@ def _program(
             apply, stage, precision, params, stats, views(batch, indices, view, root)
         )
 
-    return jax.jit(compute)
+    return jit(compute)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtransfer.compiling import jit
 from jaxtransfer.data.arrays import batch_indices
 from jaxtransfer.data.preprocess import preprocess_images
 from jaxtransfer.data.source import Data
@@ -169,7 +170,7 @@ def channel_attention(
         raise DataError("channel_attention: expected at least one example, found none")
     stages = tuple(stages or default_stages(model))
     rises = {
-        stage: jax.jit(functools.partial(_rises, model.apply, stage, loss or cross_entropy()))
+        stage: jit(functools.partial(_rises, model.apply, stage, loss or cross_entropy()))
         for stage in stages
     }
     found: dict[str, list[np.ndarray]] = {stage: [] for stage in stages}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxtransfer.compiling import jit
 from jaxtransfer.data import Data, Workers, evaluation_batches, preprocess_images
 from jaxtransfer.errors import DataError, TrainingError
 from jaxtransfer.models import AS_THEY_COME, Model, Preprocess
@@ -146,7 +147,7 @@ def forward_pass(
     # Left away where it is not asked for: a function of a user's own may not know it.
     cut = {} if stop is None else {"stop": stop}
 
-    @jax.jit
+    @jit
     def forward(params: PyTree, stats: PyTree, images: jax.Array) -> Any:
         prepared = preprocess_images(images, preprocess)
         outputs = apply(params, stats, prepared, train=False, **cut)[0]
@@ -229,7 +230,7 @@ def _step(
             },
         }
 
-    return jax.jit(step, out_shardings=everywhere)
+    return jit(step, out_shardings=everywhere)
 
 
 def _weighted_sum(rows: jax.Array, weight: jax.Array) -> jax.Array:

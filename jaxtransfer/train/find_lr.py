@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxtransfer.compiling import jit
 from jaxtransfer.data import Loader, Workers, as_data, prefetch_to_device
 from jaxtransfer.errors import TrainingError
 from jaxtransfer.models import Model
@@ -317,4 +318,4 @@ def _vmapped(step: TrainStep) -> Any:
         moved, metrics = step(replace(state, frozen=frozen), batch)
         return replace(moved, frozen=None), metrics["loss"]
 
-    return jax.jit(jax.vmap(one, in_axes=(0, None, None)))
+    return jit(jax.vmap(one, in_axes=(0, None, None)))

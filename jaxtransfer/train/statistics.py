@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtransfer.compiling import jit
 from jaxtransfer.data.arrays import batch_indices
 from jaxtransfer.data.preprocess import preprocess_images
 from jaxtransfer.data.source import Data
@@ -185,7 +186,7 @@ def _update(model: Model, modules: Sequence[str]) -> Update:
     """From statistics and images to the statistics after one forward pass."""
     others = _around(modules)
 
-    @jax.jit
+    @jit
     def update(stats: PyTree, images: jax.Array) -> PyTree:
         inputs = preprocess_images(images, model.preprocess)
         rngs = {"dropout": jax.random.key(0)}

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxtransfer.compiling import jit
 from jaxtransfer.errors import TrainingError
 from jaxtransfer.models.calling import keywords_of
 from jaxtransfer.models.synchronised import batch_axis
@@ -190,7 +191,7 @@ def make_train_step(
         found = TrainStep(mapped, (), everywhere, splits=True, precision=precision)
     else:
         everywhere = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
-        found = TrainStep(jax.jit(step, donate_argnums=0), (), everywhere, precision=precision)
+        found = TrainStep(jit(step, donate_argnums=0), (), everywhere, precision=precision)
     return found.with_regularisers(regularisers)
 
 
@@ -244,7 +245,7 @@ def _step(
             )
 
     found = gradients_at(state.trainable)
-    norm = optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), found.gradients))
+    norm = _norm(found.gradients)
     # Optax raises floats to integer powers, which strict promotion, where it is set, forbids.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = recipe.tx.update(
@@ -259,7 +260,10 @@ def _step(
         )
         trainable = optax.apply_updates(state.trainable, updates)
     # An optimizer may take further gradients, as sharpness-aware ones do: the updates show these.
-    finite = jnp.isfinite(found.value) & jnp.isfinite(norm) & _all_finite(updates)
+    # By norms, whose roots the compiler computes once. What it thinks cheap, as it does a flag of
+    # each leaf, it writes out again for each leaf that depends on it: the program would grow with
+    # the square of their number.
+    finite = jnp.isfinite(found.value) & jnp.isfinite(norm) & jnp.isfinite(_norm(updates))
     stats = _keep_frozen_stats(
         recipe.objective.plan, merge(state.trainable, frozen), state.stats, found.stats
     )
@@ -286,8 +290,8 @@ def _step(
     return moved, metrics
 
 
-def _all_finite(tree: PyTree) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+def _norm(tree: PyTree) -> jax.Array:
+    return optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree))
 
 
 def _check_state(state: TrainState, recipe: _Recipe) -> None:

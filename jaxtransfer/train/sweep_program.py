@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.extend import core
 
+from jaxtransfer.compiling import jit
 from jaxtransfer.data import preprocess_images
 from jaxtransfer.models import Preprocess
 from jaxtransfer.partition import SCHEDULES, Plan, evaluation_params
@@ -144,7 +145,7 @@ def step_program(recipe: Recipe) -> Callable[..., tuple[TrainState, tuple[jax.Ar
     `positions` of examples have shape (devices, rows, batch). It returns the new states, and the
     losses and whether each was left out for not being finite, shape (devices, rows, members).
     """
-    return jax.jit(functools.partial(_step, recipe), donate_argnums=0)
+    return jit(functools.partial(_step, recipe), donate_argnums=0)
 
 
 @functools.lru_cache(maxsize=16)
@@ -163,7 +164,7 @@ def scan_program(recipe: Recipe) -> Callable[..., tuple[TrainState, tuple[jax.Ar
             positions,
         )
 
-    return jax.jit(steps, donate_argnums=0)
+    return jit(steps, donate_argnums=0)
 
 
 def _step(
@@ -226,7 +227,7 @@ def score_program(recipe: Recipe) -> Callable[..., dict[str, jax.Array]]:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(add, zeros, positions)[0]
 
-    return jax.jit(score)
+    return jit(score)
 
 
 def _over_all(one: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:

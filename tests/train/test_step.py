@@ -279,6 +279,10 @@ def test_the_state_is_donated_and_the_model_is_not(network: Model, examples: Arr
     ).all()
 
 
+def compiled_programs(step: TrainStep) -> int:
+    return sum(jitted._cache_size() for jitted in step.jitted._jitted.values())
+
+
 def test_a_step_is_compiled_once_whatever_its_learning_rate(
     network: Model, examples: ArrayData
 ) -> None:
@@ -290,7 +294,33 @@ def test_a_step_is_compiled_once_whatever_its_learning_rate(
         state, _ = step(state, batch_of(examples))
         opt_state = optax.tree.set(state.opt_state, learning_rate=jnp.float32(rate))
         state = replace(state, opt_state=opt_state)
-    assert step.jitted._cache_size() == 1
+    assert compiled_programs(step) == 1
+
+
+class Deep(nn.Module):
+    """Small dense layers, as many as asked for."""
+
+    depth: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = x.reshape(len(x), -1)
+        for _ in range(self.depth):
+            x = nn.relu(nn.Dense(4)(x))
+        return x
+
+
+def test_the_program_grows_with_the_number_of_leaves_and_not_faster() -> None:
+    def instructions(depth: int) -> int:
+        network = Deep(depth)
+        images = jnp.ones((2, 2, 2, 1))
+        model = Model.from_linen(network, network.init(jax.random.key(0), images, train=False))
+        state, step = start(model, Plan((Group("**"),)))
+        rows = {"image": images, "label": jnp.zeros(2, jnp.int32)}
+        return step.lower(state, rows).compile().as_text().count(" = ")
+
+    few, some, many = (instructions(depth) for depth in (4, 8, 16))
+    assert many - some < 2.2 * (some - few)
 
 
 def test_images_are_prepared_inside_the_step(network: Model, examples: ArrayData) -> None:
@@ -527,7 +557,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     assert int(moved.step) == 2
     moved, metrics = step(moved, rows)
     assert metrics["skipped"] == 0 and np.isfinite(metrics["loss"])
-    assert step.jitted._cache_size() == 1
+    assert compiled_programs(step) == 1
 
 
 @pytest.mark.parametrize("optimizer", ["sam", "sam_adamw"])

@@ -1,0 +1,107 @@
+"""How programs are compiled: the same values, in and outside of other transformations."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtransfer import compiling
+from jaxtransfer.compiling import compiler_options, jit
+
+NAME = "xla_cpu_experimental_ynn_fusion_type"
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="options are those of CPUs")
+
+
+def convolution(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    axes = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=axes)
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[jax.Array, jax.Array]:
+    keys = jax.random.split(jax.random.key(0))
+    shapes = ((8, 16, 16, 32), (3, 3, 32, 32))  # large enough for the library
+    return tuple(jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+
+
+@on_cpu
+def test_a_network_may_be_compiled_with_the_options(inputs):
+    options = compiler_options()
+    assert set(options) == {NAME}
+    found = jax.jit(convolution, compiler_options=options)(*inputs)
+    np.testing.assert_allclose(found, jax.jit(convolution)(*inputs), rtol=1e-4, atol=1e-4)
+
+
+@on_cpu
+def test_convolutions_are_not_given_to_the_library_and_products_are(inputs):
+    def program(*inputs):
+        return convolution(*inputs), inputs[0].reshape(-1, 32) @ inputs[1][0, 0]
+
+    def text(jitted):
+        return jitted.lower(*inputs).compile().as_text()
+
+    assert "__ynn_fusion" in text(jax.jit(convolution))
+    assert "__ynn_fusion" not in text(jit(convolution))
+    assert "__ynn_fusion" in text(jit(program))
+
+
+@on_cpu
+def test_nothing_is_changed_where_the_flags_say_it(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"--{NAME}=individual_dot")
+    assert compiler_options() == {}
+
+
+def test_a_version_that_does_not_know_the_options_gets_none(monkeypatch):
+    unknown = {jax.default_backend(): {"xla_no_such_option": "1"}}
+    monkeypatch.setattr(compiling, "_OPTIONS", unknown)
+    compiling._known_options.cache_clear()
+    try:
+        assert compiler_options() == {}
+        assert float(jit(lambda x: x + 1)(1.0)) == 2
+    finally:
+        compiling._known_options.cache_clear()
+
+
+def test_other_backends_get_none():
+    assert compiling._known_options("tpu") == {}
+
+
+def test_the_options_are_a_copy():
+    compiler_options()["xla_no_such_option"] = "1"
+    assert "xla_no_such_option" not in compiler_options()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        jax.jit,
+        jax.grad,
+        jax.vmap,
+        lambda f: jax.jit(jax.grad(f)),
+        lambda f: lambda x: jax.lax.scan(lambda c, _: (f(c), None), x, None, length=1)[0],
+        lambda f: lambda x: jax.eval_shape(f, x).shape,
+    ],
+    ids=["jit", "grad", "vmap", "jit of grad", "scan", "eval_shape"],
+)
+def test_a_program_may_be_transformed(transform):
+    def square(x):
+        return jnp.sin(x) ** 2
+
+    x = jnp.ones(3) if transform is jax.vmap else 0.5
+    np.testing.assert_allclose(transform(jit(square))(x), transform(square)(x), rtol=1e-6)
+
+
+def test_a_program_takes_what_jit_takes():
+    @functools.partial(jit, static_argnames="times", donate_argnums=0)
+    def scaled(x, *, times):
+        """Documented."""
+        return x * times
+
+    assert scaled.__doc__ == "Documented." and scaled.__name__ == "scaled"
+    x = jnp.ones(4)
+    np.testing.assert_array_equal(scaled(x, times=3), 3 * np.ones(4))
+    assert x.is_deleted()
