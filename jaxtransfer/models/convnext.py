@@ -28,6 +28,7 @@ from jaxtransfer.models.family import Family
 from jaxtransfer.models.layers import StochasticDepth, classify, conv, global_mean, stage_rates
 from jaxtransfer.models.naming import torch_layer, torch_layer_norm
 from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC
+from jaxtransfer.models.products import dense
 from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
 from jaxtransfer.models.stages import StagedNetwork, check_rates, check_sizes
@@ -77,10 +78,10 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """From (batch, height, width, channels) to the same shape."""
-        inner = nn.gelu(nn.Dense(4 * x.shape[-1], name="dense1")(x), approximate=False)
+        inner = nn.gelu(dense(4 * x.shape[-1], name="dense1")(x), approximate=False)
         if self.response_norm:
             inner = GlobalResponseNorm(name="grn")(inner)
-        return nn.Dense(x.shape[-1], name="dense2")(inner)
+        return dense(x.shape[-1], name="dense2")(inner)
 
 
 class Block(nn.Module):

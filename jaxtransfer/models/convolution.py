@@ -1,8 +1,9 @@
 """Convolutions in the form that a CPU computes fastest, with the values that XLA's own has.
 
-XLA's code for CPUs is slow for two kinds that networks are full of: the gradient of a 1x1
-convolution with respect to its kernel takes several times as long as the same matrix product, and a
-depthwise convolution and its gradients ten to a hundred times as long as sums over its taps.
+XLA's code for CPUs is slow for kinds that networks are full of: the gradient of a 1x1 convolution,
+and of one whose windows do not overlap, with respect to its kernel takes several times as long as
+the same matrix product, and a depthwise convolution and its gradients ten to a hundred times as
+long as sums over its taps.
 `python3 -m benchmarks.convolutions` measures both forms. Elsewhere, and for all other convolutions,
 it is `jax.lax.conv_general_dilated` alone.
 """
@@ -21,6 +22,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxtransfer.models.fast_forms import has_fast_forms
+from jaxtransfer.models.products import channel_product
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -47,12 +49,29 @@ def convolve(
         return plain(images, kernel, padding=padding)
     height, width, group, features = kernel.shape
     pads = _pads(padding, images.shape, kernel.shape, strides)
+    if group == images.shape[3] and (height, width) == tuple(strides) and not any(map(any, pads)):
+        return _patchwise(images, kernel, options.get("precision"))
     if (height, width) == (1, 1) and group == images.shape[3] and not any(map(any, pads)):
-        looked_at = images[:, :: strides[0], :: strides[1]]
-        return jnp.matmul(looked_at, kernel[0, 0], precision=options.get("precision"))
+        return _product(images[:, :: strides[0], :: strides[1]], kernel, options.get("precision"))
     if group == 1 and images.shape[3] == features > 1:
         return _depthwise(images, kernel, tuple(strides), pads)
     return plain(images, kernel, padding=padding)
+
+
+def _product(images: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
+    matrix = kernel.reshape(-1, kernel.shape[3])
+    dimensions = (((images.ndim - 1,), (0,)), ((), ()))
+    return channel_product(images, matrix, dimensions, precision=precision)
+
+
+def _patchwise(images: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
+    """A convolution whose windows touch and do not overlap, as a product with each of them."""
+    height, width, channels, _ = kernel.shape
+    count, rows, columns = len(images), images.shape[1] // height, images.shape[2] // width
+    seen = images[:, : rows * height, : columns * width]
+    windows = seen.reshape(count, rows, height, columns, width, channels).swapaxes(2, 3)
+    flat = windows.reshape(count, rows, columns, height * width * channels)
+    return _product(flat, kernel, precision)
 
 
 def _pads(

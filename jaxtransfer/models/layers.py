@@ -18,6 +18,8 @@ from jax import lax
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.models.convolution import convolve
+from jaxtransfer.models.fast_forms import has_fast_forms
+from jaxtransfer.models.normalisation import batch_moments, normalise_batch
 from jaxtransfer.models.pooling import window_max
 from jaxtransfer.surgery.layers import ACTIVATIONS as HEAD_ACTIVATIONS
 
@@ -61,14 +63,16 @@ class BatchNorm(nn.Module):
         dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
         values = x.astype(dtype)
         old_mean, old_var = (kept.value.astype(dtype) for kept in (running_mean, running_var))
+        scale, bias = jnp.ones((), dtype), jnp.zeros((), dtype)
+        if self.use_scale:
+            scale = self.param("scale", nn.initializers.ones, (features,), jnp.float32)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
+        scale, bias = (jnp.broadcast_to(leaf, features).astype(dtype) for leaf in (scale, bias))
         if frozen:
             mean, var = old_mean, old_var
         else:
-            axes = tuple(range(x.ndim - 1))
-            mean = self._over_devices(jnp.mean(values, axes))
-            # Not the mean of squares less the square of the mean, which cancel where the deviation
-            # is small beside the mean: errors ten times as large in networks of many layers.
-            var = self._over_devices(jnp.mean(lax.square(values - mean), axes))
+            mean, var = batch_moments(values) if self.axis_name is None else self._moments(values)
             if not self.is_initializing():
                 devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
                 count = x.size // features * devices
@@ -79,18 +83,16 @@ class BatchNorm(nn.Module):
                 ):
                     average = self.momentum * old + (1 - self.momentum) * new
                     kept.value = average.astype(kept.value.dtype)
-        factor = lax.rsqrt(var + self.epsilon)
-        if self.use_scale:
-            scale = self.param("scale", nn.initializers.ones, (features,), jnp.float32)
-            factor *= scale.astype(dtype)
-        y = (values - mean) * factor
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
-            y += bias.astype(dtype)
+            if self.axis_name is None and has_fast_forms():
+                return normalise_batch(values, scale, bias, self.epsilon).astype(x.dtype)
+        y = (values - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
         return y.astype(x.dtype)
 
-    def _over_devices(self, mean: jax.Array) -> jax.Array:
-        return mean if self.axis_name is None else lax.pmean(mean, self.axis_name)
+    def _moments(self, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """As `batch_moments`, over all devices."""
+        axes = tuple(range(values.ndim - 1))
+        mean = lax.pmean(jnp.mean(values, axes), self.axis_name)
+        return mean, lax.pmean(jnp.mean(lax.square(values - mean), axes), self.axis_name)
 
 
 def conv(

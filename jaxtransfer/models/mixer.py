@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
+from jaxtransfer.models.convolution import convolve
 from jaxtransfer.models.family import Family
 from jaxtransfer.models.layers import StochasticDepth, classify
 from jaxtransfer.models.naming import flax_layer, flax_layer_norm, torch_layer, torch_layer_norm
@@ -131,7 +132,10 @@ class Mixer(StagedNetwork):
                 "and train these perceptrons anew, or resize the images"
             )
         sides = (self.patch, self.patch)
-        x = nn.Conv(self.width, sides, sides, padding="VALID", name="embed")(images)
+        convolution = nn.Conv(
+            self.width, sides, sides, "VALID", conv_general_dilated=convolve, name="embed"
+        )
+        x = convolution(images)
         return x.reshape(x.shape[0], -1, self.width)
 
 

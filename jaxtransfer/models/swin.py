@@ -34,6 +34,7 @@ from jaxtransfer.models.family import Family
 from jaxtransfer.models.layers import StochasticDepth, classify, conv, global_mean, stage_rates
 from jaxtransfer.models.naming import torch_layer, torch_layer_norm
 from jaxtransfer.models.preprocessing import IMAGENET_BICUBIC
+from jaxtransfer.models.products import dense
 from jaxtransfer.models.published import timm_weights, torchvision_weights
 from jaxtransfer.models.spec import ModelSpec, Source, Weights
 from jaxtransfer.models.stages import StagedNetwork, check_rates, check_sizes
@@ -128,7 +129,7 @@ class WindowAttention(nn.Module):
             jnp.float32,
         )
         query, key, value = (
-            nn.Dense(channels, name=name)(x).reshape(*x.shape[:-1], self.heads, -1)
+            dense(channels, name=name)(x).reshape(*x.shape[:-1], self.heads, -1)
             for name in PROJECTIONS
         )
         query *= (channels // self.heads) ** -0.5
@@ -139,7 +140,7 @@ class WindowAttention(nn.Module):
             apart = numbers[:, None, :, None] != numbers[:, None, None, :]
             scores += jnp.where(apart, MASKED, 0.0).astype(x.dtype)
         mixed = jnp.einsum("bwhqk,bwkhd->bwqhd", nn.softmax(scores), value)
-        return nn.Dense(channels, name="out")(mixed.reshape(x.shape))
+        return dense(channels, name="out")(mixed.reshape(x.shape))
 
 
 class Block(nn.Module):
@@ -197,7 +198,7 @@ class Downsample(nn.Module):
         x = x.reshape(batch, -(-height // 2), 2, -(-width // 2), 2, channels)
         x = x.transpose(0, 1, 3, 4, 2, 5).reshape(*x.shape[:2], x.shape[3], 4 * channels)
         x = nn.LayerNorm(epsilon=EPSILON, name="norm")(x)
-        return nn.Dense(2 * channels, use_bias=False, name="reduction")(x)
+        return dense(2 * channels, use_bias=False, name="reduction")(x)
 
 
 class Stem(nn.Module):

@@ -21,13 +21,14 @@ import jax.numpy as jnp
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.layers import ACTIVATIONS, StochasticDepth, linear_rates
 from jaxtransfer.models.naming import torch_layer
+from jaxtransfer.models.products import dense
 
 PROJECTIONS = ("query", "key", "value")
 
 
 def _dense(features: int, name: str) -> nn.Dense:
     """A dense layer that starts as in https://github.com/google-research/vision_transformer."""
-    return nn.Dense(features, kernel_init=nn.initializers.xavier_uniform(), name=name)
+    return dense(features, kernel_init=nn.initializers.xavier_uniform(), name=name)
 
 
 class Attention(nn.Module):

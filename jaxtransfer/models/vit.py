@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
+from jaxtransfer.models.convolution import convolve
 from jaxtransfer.models.family import Builder, Family
 from jaxtransfer.models.layers import ACTIVATIONS
 from jaxtransfer.models.naming import flax_layer, flax_layer_norm, torch_layer, torch_layer_norm
@@ -121,7 +122,13 @@ class Embed(nn.Module):
         design = self.design
         side = (design.patch, design.patch)
         convolution = nn.Conv(
-            design.width, side, side, "VALID", use_bias=not design.pre_norm, name="patch"
+            design.width,
+            side,
+            side,
+            "VALID",
+            use_bias=not design.pre_norm,
+            conv_general_dilated=convolve,
+            name="patch",
         )
         x = convolution(images)
         x = x.reshape(x.shape[0], -1, design.width)

@@ -23,6 +23,10 @@ CASES = {
     "1x1 padded": ((1, 1), (1, 1), [(1, 1), (1, 1)], 3, 4, 1),
     "1x1 grouped": ((1, 1), (1, 1), "SAME", 4, 6, 2),
     "3x3": ((3, 3), (1, 1), "SAME", 3, 4, 1),
+    "2x2 patches, one row left": ((2, 2), (2, 2), "VALID", 3, 4, 1),
+    "3x4 patches": ((3, 4), (3, 4), [(0, 0), (0, 0)], 3, 4, 1),
+    "2x2 patches padded": ((2, 2), (2, 2), "SAME", 3, 4, 1),
+    "2x2 patches, grouped": ((2, 2), (2, 2), "VALID", 4, 6, 2),
     "depthwise": ((3, 3), (1, 1), [(1, 1), (1, 1)], 4, 4, 4),
     "depthwise strided": ((3, 3), (2, 2), [(0, 1), (0, 1)], 4, 4, 4),
     "depthwise strided as TensorFlow": ((3, 3), (2, 2), "SAME", 4, 4, 4),
@@ -65,7 +69,7 @@ def test_values_and_gradients_are_those_of_jax(case):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", ["1x1", "depthwise", "depthwise, many channels"])
+@pytest.mark.parametrize("case", ["1x1", "3x4 patches", "depthwise", "depthwise, many channels"])
 def test_forward_derivatives_are_those_of_jax(case):
     found, expected, images, kernel = example(case)
     for tangents in ((images, kernel), (images, 0 * kernel), (0 * images, kernel)):

@@ -1,0 +1,72 @@
+"""Normalisation by the batch's own statistics, with a gradient of two sums.
+
+Derived step by step, as JAX does it, the gradient goes over the batch more often, and keeps more of
+it: the deviations from the mean beside what came in.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def batch_moments(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The means and variances of channels, the variances those of the batch as a whole.
+
+    Args:
+        values: shape (…, channels).
+
+    Returns:
+        Two arrays of shape (channels,).
+    """
+    axes = tuple(range(values.ndim - 1))
+    mean = jnp.mean(values, axes)
+    # Not the mean of squares less the square of the mean, which cancel where the deviation is small
+    # beside the mean: errors ten times as large in networks of many layers.
+    return mean, jnp.mean(lax.square(values - mean), axes)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def normalise_batch(
+    values: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> jax.Array:
+    """Values less their means, over the roots of their variances, times `scale`, plus `bias`.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1; the gradient is that of section 3
+    with its terms collected, so that the gradients by scale and bias are all the sums it needs.
+
+    Args:
+        values: shape (…, channels).
+        scale: shape (channels,).
+        bias: shape (channels,).
+        epsilon: added to the variances.
+    """
+    mean, var = batch_moments(values)
+    return (values - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+
+
+@normalise_batch.defjvp
+def _normalise_batch_jvp(
+    epsilon: float,
+    primals: tuple[jax.Array, jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    values, scale, _ = primals
+    axes = tuple(range(values.ndim - 1))
+    mean, var = batch_moments(values)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # keeps what came in, and nothing beside
+    def slope(
+        values: jax.Array, mean: jax.Array, inverse: jax.Array, scale: jax.Array, *by: jax.Array
+    ) -> jax.Array:
+        by_values, by_scale, by_bias = by
+        normalised, factor = (values - mean) * inverse, inverse * scale
+        constant = by_bias - factor * jnp.mean(by_values, axes)
+        linear = by_scale - factor * jnp.mean(normalised * by_values, axes)
+        return factor * by_values + constant + normalised * linear
+
+    inverse = lax.rsqrt(var + epsilon)
+    return normalise_batch(*primals, epsilon), slope(values, mean, inverse, scale, *tangents)
