@@ -12,10 +12,12 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.core import Tracer
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 _LIBRARIES = "xla_cpu_experimental_ynn_fusion_type"
 _OPTIONS = {"cpu": {_LIBRARIES: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}}
@@ -45,6 +47,34 @@ def _known_options(backend: str) -> dict[str, str]:
     except jax.errors.JaxRuntimeError:
         return {}
     return options
+
+
+def compilation_cache(folder: str | os.PathLike[str]) -> Path:
+    """What is compiled from here on is kept in a folder, where later processes find it.
+
+    A file belongs to a program, the versions of JAX and its compiler, the options and the kind of
+    device: what does not fit is compiled anew. Nothing is ever removed from the folder. Files hold
+    code that runs as it is, so nobody else should be able to write there.
+
+    Source: https://docs.jax.dev/en/latest/persistent_compilation_cache.html, with no program too
+    small or too quick to compile.
+
+    Args:
+        folder: where; it is made if it is not there, and only its owner may then enter it.
+
+    Returns:
+        The folder, as an absolute path.
+
+    Example:
+        `jt.compilation_cache("~/.cache/jaxtransfer")` before the first model is loaded.
+    """
+    path = Path(folder).expanduser().absolute()
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    reset_cache()  # JAX looks once whether there is a folder
+    return path
 
 
 class Program:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -105,3 +109,24 @@ def test_a_program_takes_what_jit_takes():
     x = jnp.ones(4)
     np.testing.assert_array_equal(scaled(x, times=3), 3 * np.ones(4))
     assert x.is_deleted()
+
+
+def test_what_is_compiled_is_found_by_the_next_process(tmp_path):
+    folder = tmp_path / "made" / "cache"
+    code = (
+        "import sys, jax, jax.numpy as jnp, jaxtransfer as jt\n"
+        "hits = []\n"
+        "jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))\n"
+        "jnp.ones(2) + 1\n"  # JAX has looked for a folder before it is told of one
+        "print(jt.compilation_cache(sys.argv[1]))\n"
+        "jax.jit(lambda x: jnp.sin(x) + 1)(jnp.ones(3))\n"
+        "print(hits.count('/jax/compilation_cache/cache_hits'))\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-c", code, str(folder)]
+    outputs = [
+        subprocess.check_output(command, text=True, env=environment).split() for _ in range(2)
+    ]
+    assert [Path(found) for found, _ in outputs] == [folder, folder]
+    assert int(outputs[0][1]) == 0 and int(outputs[1][1]) > 0
+    assert folder.stat().st_mode & 0o077 == 0

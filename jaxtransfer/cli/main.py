@@ -22,6 +22,7 @@ from jaxtransfer.cli import (
     sweep,
 )
 from jaxtransfer.cli.common import HelpFormatter
+from jaxtransfer.compiling import compilation_cache
 from jaxtransfer.errors import JaxTransferError
 
 COMMANDS = {
@@ -38,6 +39,9 @@ COMMANDS = {
     "convert": convert,
     "models": models,
 }
+
+# What these do is over before a program would be read from a folder.
+WITHOUT_CACHE = ("inspect", "convert", "models")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,6 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=HelpFormatter,
         )
         module.add_arguments(command)
+        if name not in WITHOUT_CACHE:
+            command.add_argument(
+                "--compilation-cache",
+                metavar="FOLDER",
+                help="keep what is compiled in this folder, for later runs to start sooner",
+            )
         command.set_defaults(run=module.run)
     return parser
 
@@ -66,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit status is 0, or 2 where something is wrong with what was asked."""
     options = build_parser().parse_args(arguments)
     try:
+        if getattr(options, "compilation_cache", None):
+            compilation_cache(options.compilation_cache)
         options.run(options)
     except JaxTransferError as error:
         print(f"jaxtransfer {options.command}: {error}", file=sys.stderr)

@@ -271,3 +271,13 @@ def test_the_module_runs_as_a_program():
     )
     assert run.returncode == 0
     assert run.stdout.startswith("jaxtransfer ")
+
+
+def test_what_a_command_compiles_is_kept_where_it_is_told(source, tmp_path):
+    folder = tmp_path / "cache"
+    arguments = finetune_arguments(source, tmp_path / "out", "--compilation-cache", str(folder))
+    run = subprocess.run(
+        [sys.executable, "-m", "jaxtransfer.cli.main", *arguments], cwd=ROOT, check=False
+    )
+    assert run.returncode == 0
+    assert any("step" in file.name for file in folder.iterdir())

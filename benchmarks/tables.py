@@ -1,0 +1,52 @@
+"""Tables of what the suite measured, the ratio first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from benchmarks.markdown import head, line
+
+HEADER = ("ratio", "asked", "what", "jaxtransfer", "the best peer", "others")
+
+
+def table(cases: Iterable[Mapping[str, Any]]) -> str:
+    """A row for each figure of each case: medians, with their ranges in parentheses."""
+    rows = [_row(case, figure) for case in cases for figure in case["figures"] if figure["medians"]]
+    return "\n".join([head(HEADER), *map(line, rows)])
+
+
+def _row(case: Mapping[str, Any], figure: Mapping[str, Any]) -> list[str]:
+    ours, peer = case["ours"], figure["peer"]
+    others = [name for name in figure["medians"] if name not in (ours, peer)]
+    return [
+        _ratio(figure),
+        _asked(figure),
+        f"{case['title']}, {figure['label']}",
+        _value(figure, ours),
+        f"{peer}: {_value(figure, peer)}" if peer else "",
+        "; ".join(f"{name}: {_value(figure, name)}" for name in others),
+    ]
+
+
+def _ratio(figure: Mapping[str, Any]) -> str:
+    if "ratio" not in figure:
+        return ""
+    low, high = figure["ratios"]
+    text = f"{figure['ratio']:.2f} ({low:.2f} to {high:.2f})"
+    return text if figure.get("is_reached", True) else f"**{text}**"
+
+
+def _asked(figure: Mapping[str, Any]) -> str:
+    if figure["target"] is None:
+        return ""
+    sign = "≥" if figure["more_is_better"] else "≤"
+    return f"{sign} {figure['target']:.2f}"
+
+
+def _value(figure: Mapping[str, Any], name: str) -> str:
+    if name not in figure["medians"]:
+        return ""
+    middle, low, high = (figure[which][name] for which in ("medians", "lowest", "highest"))
+    digits = figure["decimals"]
+    return f"{middle:.{digits}f} {figure['unit']} ({low:.{digits}f} to {high:.{digits}f})"

@@ -1,0 +1,126 @@
+"""The suite of benchmarks: how runs are compared, and what its tables say of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cases import all_cases
+from benchmarks.suite import PEERS, Case, Figure, Machine, Runner, compared, measure
+from benchmarks.tables import table
+
+ROOT = Path(__file__).parent.parent
+OURS = Runner("jaxtransfer", "importing", ("json",))
+SECONDS = Figure("seconds", "time", "s", 1.0)
+
+
+def case(figure: Figure = SECONDS, *names: str) -> Case:
+    peers = tuple(Runner(name, "importing", ("json",)) for name in names)
+    return Case("case", "a case", OURS, peers, (figure,))
+
+
+def runs(key: str, **values: list[float]) -> dict[str, list[dict[str, float]]]:
+    return {name: [{key: value} for value in found] for name, found in values.items()}
+
+
+def test_the_ratio_is_the_median_over_pairs_with_the_best_peer():
+    found = compared(
+        SECONDS,
+        case(SECONDS, "slow", "fast"),
+        runs("seconds", jaxtransfer=[1, 2, 6], slow=[9, 9, 9], fast=[2, 2, 3]),
+    )
+    assert found["peer"] == "fast"
+    assert found["ratio"] == 1 and found["ratios"] == [0.5, 2]
+    assert found["is_reached"]
+    assert found["medians"] == {"jaxtransfer": 2, "slow": 9, "fast": 2}
+
+
+@pytest.mark.parametrize(("more", "reached"), [(False, False), (True, True)])
+def test_more_may_be_better(more, reached):
+    figure = Figure("rate", "rate", "images/s", 1.0, more_is_better=more)
+    found = compared(figure, case(figure, "a", "b"), runs("rate", jaxtransfer=[30], a=[20], b=[10]))
+    assert found["peer"] == ("a" if more else "b")
+    assert found["is_reached"] is reached
+
+
+def test_a_list_counts_by_its_median_and_what_a_peer_does_not_tell_is_left_out():
+    found = compared(
+        SECONDS,
+        case(SECONDS, "silent"),
+        {"jaxtransfer": [{"seconds": [1, 5, 2]}], "silent": [{"other": 1}]},
+    )
+    assert found["medians"] == {"jaxtransfer": 2} and found["peer"] is None
+    assert "ratio" not in found
+
+
+def test_a_figure_may_be_a_ratio_by_itself():
+    figure = Figure("overhead", "to plain", "times", 1.05, own_ratio=True)
+    found = compared(figure, case(figure), runs("overhead", jaxtransfer=[1.0, 1.2, 1.1]))
+    assert found["ratio"] == 1.1 and not found["is_reached"]
+
+
+def test_processes_take_turns_and_say_what_they_found():
+    said: list[str] = []
+    found = measure(case(SECONDS, "json again"), Machine(), 2, said.append)
+    assert [text.split(": ")[0] for text in said] == [
+        f"case {number}/2 {name}" for number in (1, 2) for name in ("jaxtransfer", "json again")
+    ]
+    assert all(len(each) == 2 for each in found["runs"].values())
+    assert found["figures"][0]["ratio"] > 0
+    text = table([found])
+    assert text.splitlines()[0].startswith("| ratio | asked |")
+    assert "a case, time" in text and "json again: " in text
+
+
+def test_peers_that_are_not_there_are_left_out_and_named():
+    absent = Runner("absent", "torch_step", ("resnet50",), ("no_such_module",))
+    said: list[str] = []
+    found = measure(Case("case", "a case", OURS, (absent,), (SECONDS,)), Machine(), 1, said.append)
+    assert found["peers"] == [] and "absent left out" in said[0]
+    assert table([found]).splitlines()[2].startswith("|  | ≤ 1.00 |")
+
+
+def test_a_process_that_fails_ends_the_suite_with_its_command():
+    failing = Runner("jaxtransfer", "importing", ("no_such_module",))
+    with pytest.raises(RuntimeError, match=r"importing no_such_module to end well, found .* 1"):
+        Machine().run(failing, {})
+
+
+def test_a_ratio_that_is_missed_stands_out():
+    missed = compared(SECONDS, case(SECONDS, "a"), runs("seconds", jaxtransfer=[3], a=[2]))
+    found = {"case": "c", "title": "t", "ours": "jaxtransfer", "figures": [missed]}
+    assert "| **1.50 (1.50 to 1.50)** | ≤ 1.00 |" in table([found])
+
+
+def test_every_runner_of_every_case_is_there():
+    for name, each in all_cases().items():
+        assert each.name == name and each.figures
+        for runner in (each.ours, *each.peers, *each.prepare):
+            ours = ROOT / "benchmarks" / "ours" / f"{runner.script}.py"
+            assert ours.exists() != (PEERS / f"{runner.script}.py").exists(), runner
+            assert bool(runner.needs) == runner.is_peer
+
+
+def test_ours_runs_and_prints_what_the_cases_compare(tmp_path):
+    """The training step, as the suite runs it, on a smaller image."""
+    arguments = ("resnet50", "--plan", "probe", "--size", "32", "--batch-size", "2", "--steps", "1")
+    found = Machine().run(Runner("jaxtransfer", "training_step", arguments), {})
+    [step] = [each for name, each in all_cases().items() if name == "step/resnet50/probe"]
+    assert {figure.key for figure in step.figures} <= set(found)
+    assert found["parameters"] == 2048 * 10 + 10
+
+
+def test_the_command_lists_its_cases_and_prints_tables(tmp_path):
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "benchmarks", *arguments]
+        return subprocess.check_output(command, text=True, cwd=ROOT)
+
+    assert set(run("--list").split()) == set(all_cases())
+    measured = measure(case(SECONDS, "json again"), Machine(), 1, lambda _: None)
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps({"cases": [measured]}))
+    assert run("--tables", str(file)).strip() == table([measured])
