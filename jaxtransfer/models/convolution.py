@@ -11,7 +11,6 @@ it is `jax.lax.conv_general_dilated` alone.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +24,8 @@ from jaxtransfer.models.fast_forms import has_fast_forms
 from jaxtransfer.models.products import channel_product
 
 Pads = tuple[tuple[int, int], ...]
+MAX_TOGETHER = 8
+"""Images whose products are written out in one loop of the gradient by a depthwise kernel."""
 
 
 def convolve(
@@ -107,9 +108,11 @@ def _depthwise_jvp(
     by_images, by_kernel = tangents
     terms = []  # of what is frozen nothing is computed
     if not isinstance(by_images, SymbolicZero):
-        terms.append(_loop_over_rows(by_images, kernel, strides, pads))
+        terms.append(_loop_over_rows(by_images, kernel, strides, pads, _row))
     if not isinstance(by_kernel, SymbolicZero):
-        terms.append(_loop_over_rows(images, by_kernel, strides, pads, is_of_kernel=True))
+        # What a row sees is looked up again: kept, it would be a copy of the images for each.
+        sum_row = jax.checkpoint(_row_by_kernel, prevent_cse=False, static_argnums=(3, 4))
+        terms.append(_loop_over_rows(images, by_kernel, strides, pads, sum_row))
     return _depthwise(images, kernel, strides, pads), functools.reduce(jnp.add, terms)
 
 
@@ -121,7 +124,7 @@ def _loop_over_rows(
     kernel: jax.Array,
     strides: tuple[int, ...],
     pads: Pads,
-    is_of_kernel: bool = False,
+    sum_row: Callable[..., jax.Array],
 ) -> jax.Array:
     """The same sum as a loop over the rows of the kernel, to be transposed.
 
@@ -130,17 +133,14 @@ def _loop_over_rows(
         kernel: shape (height, width, 1, channels).
         strides: in height and width.
         pads: zeros before and after.
-        is_of_kernel: whether it is transposed with respect to the kernel, else to the images.
+        sum_row: what is summed for a row: `_row` where the images vary, `_row_by_kernel` where the
+            kernel does.
     """
     padded, taps, sizes = _prepared(images, kernel, strides, pads)
-    spread = _spread_by_product if is_of_kernel else None
 
     def add_row(total: jax.Array, row: jax.Array) -> tuple[jax.Array, None]:
-        return total + _row(padded, taps, row, sizes, strides, spread), None
+        return total + sum_row(padded, taps, row, sizes, strides), None
 
-    if is_of_kernel:
-        # What a row sees is looked up again: kept, it would be a copy of the images for each.
-        add_row = jax.checkpoint(add_row, prevent_cse=False)
     zeros = jnp.zeros((len(images), *sizes, images.shape[3]), padded.dtype)
     return lax.scan(add_row, zeros, jnp.arange(len(taps)))[0].astype(images.dtype)
 
@@ -167,26 +167,58 @@ def _row(
     row: int | jax.Array,
     sizes: tuple[int, ...],
     strides: tuple[int, ...],
-    spread: Callable[[jax.Array, tuple[int, ...]], jax.Array] | None = None,
 ) -> jax.Array:
     """The sum over the taps of a row of the kernel, each spread over all pixels."""
-    seen = lax.dynamic_slice_in_dim(padded, row, (sizes[0] - 1) * strides[0] + 1, axis=1)
-    seen = seen[:, :: strides[0]]
+    seen = _seen(padded, row, sizes, strides)
     total = jnp.zeros((), padded.dtype)
     for column in range(taps.shape[1]):
         tap = lax.dynamic_index_in_dim(taps, row, keepdims=False)[column]
-        if spread is not None:
-            tap = spread(tap, (len(padded), *sizes))
-        end = column + (sizes[1] - 1) * strides[1] + 1
-        total += seen[:, :, column : end : strides[1]] * tap
+        total += _shifted(seen, column, sizes, strides) * tap
     return total
 
 
-def _spread_by_product(tap: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """A tap at each pixel, as a product with ones.
+def _row_by_kernel(
+    padded: jax.Array,
+    taps: jax.Array,
+    row: int | jax.Array,
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> jax.Array:
+    """The same, to be transposed with respect to the taps.
 
-    Its transpose is a product too, where that of a plain spread is a sum over pixels, for which the
-    compiler has no fast code.
+    That is a sum over images and pixels. Written out for some images, its first part is one loop
+    that the compiler makes fast, and the rest has that many times fewer summands. The tap of a
+    column comes from a split, whose transpose joins what that loop gives before it is summed: as a
+    part of a sum over pixels it would be slow again.
     """
-    ones = jnp.ones((math.prod(shape), 1), tap.dtype)
-    return (ones @ tap[np.newaxis]).reshape(*shape, -1)
+    count, columns = len(padded), taps.shape[1]
+    together = max(size for size in range(1, MAX_TOGETHER + 1) if count % size == 0)
+    seen = _seen(padded, row, sizes, strides).reshape(
+        count // together, together, sizes[0], *padded.shape[2:]
+    )
+    shape = (count // together, *sizes, padded.shape[3])
+    tap = lax.dynamic_index_in_dim(taps, row, keepdims=False)[:, np.newaxis, np.newaxis, np.newaxis]
+    spread = lax.split(jnp.broadcast_to(tap, (columns, *shape)), (1,) * columns)
+    totals = []
+    for image in range(together):
+        total = jnp.zeros((), padded.dtype)
+        for column in range(columns):
+            total += _shifted(seen[:, image], column, sizes, strides) * spread[column][0]
+        totals.append(total)
+    return jnp.stack(totals, axis=1).reshape(count, *shape[1:])
+
+
+def _seen(
+    padded: jax.Array, row: int | jax.Array, sizes: tuple[int, ...], strides: tuple[int, ...]
+) -> jax.Array:
+    """The rows of the images that a row of the kernel is laid on."""
+    seen = lax.dynamic_slice_in_dim(padded, row, (sizes[0] - 1) * strides[0] + 1, axis=1)
+    return seen[:, :: strides[0]]
+
+
+def _shifted(
+    seen: jax.Array, column: int, sizes: tuple[int, ...], strides: tuple[int, ...]
+) -> jax.Array:
+    """The pixels of these rows that a column of the kernel is laid on."""
+    end = column + (sizes[1] - 1) * strides[1] + 1
+    return seen[:, :, column : end : strides[1]]
