@@ -25,7 +25,14 @@ from jax import lax
 from jaxtransfer.errors import ModelError
 from jaxtransfer.mapping import Rule
 from jaxtransfer.models.family import Family
-from jaxtransfer.models.layers import StochasticDepth, classify, conv, global_mean, stage_rates
+from jaxtransfer.models.layers import (
+    ACTIVATIONS,
+    StochasticDepth,
+    classify,
+    conv,
+    global_mean,
+    stage_rates,
+)
 from jaxtransfer.models.naming import torch_layer, torch_layer_norm
 from jaxtransfer.models.preprocessing import IMAGENET, IMAGENET_BICUBIC
 from jaxtransfer.models.products import dense
@@ -78,7 +85,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """From (batch, height, width, channels) to the same shape."""
-        inner = nn.gelu(dense(4 * x.shape[-1], name="dense1")(x), approximate=False)
+        inner = ACTIVATIONS["gelu"](dense(4 * x.shape[-1], name="dense1")(x))
         if self.response_norm:
             inner = GlobalResponseNorm(name="grn")(inner)
         return dense(x.shape[-1], name="dense2")(inner)

@@ -43,6 +43,7 @@ from jaxtransfer.models.efficientnet_weights import (
 )
 from jaxtransfer.models.family import Family
 from jaxtransfer.models.layers import (
+    ACTIVATIONS,
     BatchNorm,
     SqueezeExcitation,
     StochasticDepth,
@@ -147,7 +148,7 @@ class ConvNorm(nn.Module):
             name="bn",
         )
         x = norm(x)
-        return nn.silu(x) if self.activates else x
+        return ACTIVATIONS["silu"](x) if self.activates else x
 
 
 class Block(nn.Module):

@@ -18,6 +18,7 @@ from jax import lax
 
 from jaxtransfer.errors import ModelError
 from jaxtransfer.models.convolution import convolve
+from jaxtransfer.models.elementwise import gelu_by_erf, smooth
 from jaxtransfer.models.fast_forms import has_fast_forms
 from jaxtransfer.models.normalisation import batch_moments, normalise_batch
 from jaxtransfer.models.pooling import window_max
@@ -411,11 +412,13 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], Any]] = MappingProxyType(
     {
         **HEAD_ACTIVATIONS,
-        "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
-        "quick_gelu": quick_gelu,
+        "gelu": smooth(HEAD_ACTIVATIONS["gelu"], fast=gelu_by_erf),
+        "gelu_tanh": smooth(lambda x: nn.gelu(x, approximate=True)),
+        "quick_gelu": smooth(quick_gelu),
+        "silu": smooth(nn.silu),
         "relu6": nn.relu6,
         "hard_sigmoid": nn.hard_sigmoid,
-        "hard_swish": nn.hard_swish,
+        "hard_swish": smooth(nn.hard_swish),
         "sigmoid": nn.sigmoid,
     }
 )

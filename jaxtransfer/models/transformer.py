@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.mapping import Rule
+from jaxtransfer.models.attention import attend
 from jaxtransfer.models.layers import ACTIVATIONS, StochasticDepth, linear_rates
 from jaxtransfer.models.naming import torch_layer
 from jaxtransfer.models.products import dense
@@ -55,9 +56,7 @@ class Attention(nn.Module):
             projected = _dense(width, name)(values)
             return projected.reshape(*values.shape[:-1], self.heads, width // self.heads)
 
-        attended = jax.nn.dot_product_attention(
-            project(x, "query"), project(memory, "key"), project(memory, "value")
-        )
+        attended = attend(project(x, "query"), project(memory, "key"), project(memory, "value"))
         return _dense(width, "out")(attended.reshape(x.shape))
 
 
