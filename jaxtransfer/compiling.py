@@ -3,7 +3,9 @@
 XLA gives what it can to libraries. Since JAX 0.10 it gives convolutions on CPUs to one, YNNPACK,
 that takes up to seven times as long for the gradient by a kernel as the code that it replaces
 (3x3 on 112x112 with 128 channels: 2.0 s, and 0.37 s), and on JAX 0.10 one and a half times as long
-for many forward passes. Products and sums, for which it is the faster one, stay with it.
+for many forward passes. Products and sums, for which it is the faster one, stay with it. And it
+orders a program for what can run at once, where two thirds of the memory do: half of it for VGG-16.
+Memory is time, too: what a step gives back to the system it must be given anew.
 `python3 -m benchmarks --only step` measures the whole of it.
 """
 
@@ -19,34 +21,42 @@ import jax
 from jax.core import Tracer
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-_LIBRARIES = "xla_cpu_experimental_ynn_fusion_type"
-_OPTIONS = {"cpu": {_LIBRARIES: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}}
+_OPTIONS = {
+    "cpu": {
+        "xla_cpu_experimental_ynn_fusion_type": (
+            "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+        ),
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    }
+}
 
 
 def compiler_options() -> dict[str, str]:
     """What `jax.jit` should be given as `compiler_options` for networks on the default device.
 
-    Nothing on GPUs and TPUs, where the compiler does not know the options, and where `XLA_FLAGS`
-    says itself which library computes what.
+    Nothing on GPUs and TPUs, where the compiler does not know the options, and nothing that
+    `XLA_FLAGS` says itself.
 
     Example:
         `jax.jit(forward, compiler_options=jt.compiler_options())`
     """
-    if _LIBRARIES in os.environ.get("XLA_FLAGS", ""):
-        return {}
-    return dict(_known_options(jax.default_backend()))
+    flags = os.environ.get("XLA_FLAGS", "")
+    known = _known_options(jax.default_backend())
+    return {name: value for name, value in known if name not in flags}
 
 
 @functools.cache
-def _known_options(backend: str) -> dict[str, str]:
-    options = _OPTIONS.get(backend, {})
-    if not options:
-        return {}
-    try:  # They are named experimental: another version may not have them.
-        jax.jit(lambda value: value, compiler_options=options).lower(0.0).compile()
+def _known_options(backend: str) -> tuple[tuple[str, str], ...]:
+    return tuple(option for option in _OPTIONS.get(backend, {}).items() if _is_known(*option))
+
+
+def _is_known(name: str, value: str) -> bool:
+    """Whether this version of the compiler has the option: some are named experimental."""
+    try:
+        jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:
-        return {}
-    return options
+        return False
+    return True
 
 
 def compilation_cache(folder: str | os.PathLike[str]) -> Path:

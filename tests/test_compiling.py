@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxtransfer as jt
 from jaxtransfer import compiling
 from jaxtransfer.compiling import compiler_options, jit
 
-NAME = "xla_cpu_experimental_ynn_fusion_type"
+NAMES = {"xla_cpu_experimental_ynn_fusion_type", "xla_cpu_scheduler_type"}
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="options are those of CPUs")
 
 
@@ -35,7 +36,7 @@ def inputs() -> tuple[jax.Array, jax.Array]:
 @on_cpu
 def test_a_network_may_be_compiled_with_the_options(inputs):
     options = compiler_options()
-    assert set(options) == {NAME}
+    assert set(options) == NAMES
     found = jax.jit(convolution, compiler_options=options)(*inputs)
     np.testing.assert_allclose(found, jax.jit(convolution)(*inputs), rtol=1e-4, atol=1e-4)
 
@@ -54,24 +55,43 @@ def test_convolutions_are_not_given_to_the_library_and_products_are(inputs):
 
 
 @on_cpu
-def test_nothing_is_changed_where_the_flags_say_it(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"--{NAME}=individual_dot")
-    assert compiler_options() == {}
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_flags_say_is_left_to_them(name, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"--{name}=whatever")
+    assert set(compiler_options()) == NAMES - {name}
+
+
+@on_cpu
+def test_a_training_step_takes_less_memory():
+    model = jt.init("cifar_resnet8", width=8, input_size=(16, 16), num_classes=3)
+    plan = jt.full(model)
+    tx = plan.optimizer(0.01)
+    step = jt.make_train_step(model.apply, jt.cross_entropy(), tx, plan)
+    batch = {"image": jnp.ones((32, 16, 16, 3)), "label": jnp.zeros(32, jnp.int32)}
+    lowered = step.lower(jt.init_state(model, plan, tx), batch)
+
+    def mebibytes(options):
+        memory = lowered.compile(compiler_options=options).memory_analysis()
+        return memory.temp_size_in_bytes / 2**20
+
+    other_order = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_DEFAULT"}
+    assert mebibytes({}) < 0.85 * mebibytes(other_order)
 
 
 def test_a_version_that_does_not_know_the_options_gets_none(monkeypatch):
-    unknown = {jax.default_backend(): {"xla_no_such_option": "1"}}
+    known = compiler_options()
+    unknown = {jax.default_backend(): {"xla_no_such_option": "1", **known}}
     monkeypatch.setattr(compiling, "_OPTIONS", unknown)
     compiling._known_options.cache_clear()
     try:
-        assert compiler_options() == {}
+        assert compiler_options() == known
         assert float(jit(lambda x: x + 1)(1.0)) == 2
     finally:
         compiling._known_options.cache_clear()
 
 
 def test_other_backends_get_none():
-    assert compiling._known_options("tpu") == {}
+    assert compiling._known_options("tpu") == ()
 
 
 def test_the_options_are_a_copy():
