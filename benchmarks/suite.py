@@ -167,14 +167,16 @@ def measure(
     runners = [*peers, case.ours] if case.peers_first else [case.ours, *peers]
     runs: dict[str, list[dict[str, Any]]] = {runner.name: [] for runner in runners}
     with tempfile.TemporaryDirectory() as folder:
+        shared = Path(folder) / "case"
+        shared.mkdir()
         for runner in case.prepare:
             if not runner.is_peer or machine.has(runner.needs):
-                machine.run(runner, {"case": folder, "pair": folder})
+                machine.run(runner, {"case": str(shared)})
         for number in range(pairs):
             pair = Path(folder) / f"pair{number}"
             pair.mkdir()
             for runner in runners:
-                found = machine.run(runner, {"case": folder, "pair": str(pair)})
+                found = machine.run(runner, {"case": str(shared), "pair": str(pair)})
                 runs[runner.name].append(found)
                 first = case.figures[0]
                 value = value_of(found, first.key)

@@ -114,6 +114,16 @@ def test_ours_runs_and_prints_what_the_cases_compare(tmp_path):
     assert found["parameters"] == 2048 * 10 + 10
 
 
+def test_what_is_prepared_is_found_by_each_run():
+    """The input pipeline on a few photographs of its own."""
+    photos = Runner("photos", "photos", ("{case}", "4"))
+    ours = Runner("jaxtransfer", "input_pipeline", ("{case}", "--batch-size", "2"))
+    rate = Figure("rate", "rate", "images/s", 1.0, more_is_better=True)
+    pipeline = Case("pipeline", "a pipeline", ours, (), (rate,), prepare=(photos,))
+    found = measure(pipeline, Machine(), 1, lambda _: None)
+    assert found["figures"][0]["medians"]["jaxtransfer"] > 0
+
+
 def test_the_command_lists_its_cases_and_prints_tables(tmp_path):
     def run(*arguments: str) -> str:
         command = [sys.executable, "-m", "benchmarks", *arguments]
