@@ -55,7 +55,7 @@ def test_convolutions_are_not_given_to_the_library_and_products_are(inputs):
 
 
 @on_cpu
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(NAMES))
 def test_what_the_flags_say_is_left_to_them(name, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"--{name}=whatever")
     assert set(compiler_options()) == NAMES - {name}
