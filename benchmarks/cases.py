@@ -23,13 +23,13 @@ OPTIONS = {
     "accumulate": "two micro-batches",
     "all": "all three",
 }
-TORCH, VISION = ("torch",), ("torch", "torchvision")
+VISION = ("torch", "torchvision")
 SECONDS = Figure("seconds", "a step", "s", 1.0)
 MEMORY = (
     Figure("process_mebibytes", "memory until the first step", "MiB", 1.0, decimals=0),
     Figure("steps_mebibytes", "memory in steps", "MiB", 1.0, decimals=0),
     Figure("compiler_mebibytes", "memory by the compiler's analysis", "MiB", decimals=0),
-    Figure("gigaflops", "operations a second", "GFLOP/s", decimals=0),
+    Figure("gigaflops", "operations a second", "GFLOP/s", more_is_better=True, decimals=0),
 )
 
 

@@ -7,6 +7,7 @@ figure, or a list of them whose median counts, under the name that the case comp
 from __future__ import annotations
 
 import json
+import operator
 import os
 import statistics
 import subprocess
@@ -89,8 +90,8 @@ class Case:
         name: by which it is asked for.
         title: in the table.
         ours: what is measured.
-        peers: what it is compared with: the best of them counts.
-        figures: the first is what peers are chosen by.
+        peers: what it is compared with: for each figure the best of them counts.
+        figures: the first is told while it runs.
         prepare: what runs once, before the first pair.
         peers_first: whether ours runs after its peers, of which it finds something.
     """
@@ -229,13 +230,13 @@ def compared(
     }
     mine = values.get(case.ours.name, [])
     ratios = mine if figure.own_ratio else []
-    if peer is not None:
-        ratios = [ours / its for ours, its in zip(mine, values[peer], strict=False)]
-    if ratios:
-        told |= {"ratio": statistics.median(ratios), "ratios": [min(ratios), max(ratios)]}
-        if figure.target is not None:
-            reached = told["ratio"] >= figure.target
-            told["is_reached"] = (
-                reached if figure.more_is_better else told["ratio"] <= figure.target
-            )
+    if mine and peer is not None:
+        ratios = [ours / its for ours, its in zip(mine, values[peer], strict=True)]
+    if not ratios:
+        return told
+    ratio = statistics.median(ratios)
+    told |= {"ratio": ratio, "ratios": [min(ratios), max(ratios)]}
+    if figure.target is not None:
+        reaches = operator.ge if figure.more_is_better else operator.le
+        told["is_reached"] = reaches(ratio, figure.target)
     return told

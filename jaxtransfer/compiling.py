@@ -1,12 +1,11 @@
 """How the package's own programs are compiled: for CPUs with options that make networks fast.
 
 XLA gives what it can to libraries. Since JAX 0.10 it gives convolutions on CPUs to one, YNNPACK,
-that takes up to seven times as long for the gradient by a kernel as the code that it replaces
-(3x3 on 112x112 with 128 channels: 2.0 s, and 0.37 s), and on JAX 0.10 one and a half times as long
-for many forward passes. Products and sums, for which it is the faster one, stay with it. And it
-orders a program for what can run at once, where two thirds of the memory do: half of it for VGG-16.
-Memory is time, too: what a step gives back to the system it must be given anew.
-`python3 -m benchmarks --only step` measures the whole of it.
+that takes up to six times as long for the gradient by a kernel as the code that it replaces, and on
+JAX 0.10 up to 1.7 times as long for forward passes. Products and sums stay with it. And XLA orders
+a program for what can run at once; ordered for memory, a training step of ResNet-50 needs two
+thirds of it and one of VGG-16 half. Memory is time, too: pages that a step gives back to the system
+must be cleared for the next. `python3 -m benchmarks --only step` measures the whole of it.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from typing import Any
 import jax
 from jax.core import Tracer
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+from jaxtransfer.formats.output import make_folder
 
 _OPTIONS = {
     "cpu": {
@@ -75,11 +76,17 @@ def compilation_cache(folder: str | os.PathLike[str]) -> Path:
     Returns:
         The folder, as an absolute path.
 
+    Raises:
+        OutputError: the folder cannot be made, or nothing can be written in it.
+
     Example:
         `jt.compilation_cache("~/.cache/jaxtransfer")` before the first model is loaded.
     """
     path = Path(folder).expanduser().absolute()
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    is_new = not path.exists()
+    make_folder(path)
+    if is_new:
+        path.chmod(0o700)
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

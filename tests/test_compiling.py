@@ -16,6 +16,7 @@ import pytest
 import jaxtransfer as jt
 from jaxtransfer import compiling
 from jaxtransfer.compiling import compiler_options, jit
+from jaxtransfer.errors import OutputError
 
 NAMES = {"xla_cpu_experimental_ynn_fusion_type", "xla_cpu_scheduler_type"}
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="options are those of CPUs")
@@ -150,3 +151,10 @@ def test_what_is_compiled_is_found_by_the_next_process(tmp_path):
     assert [Path(found) for found, _ in outputs] == [folder, folder]
     assert int(outputs[0][1]) == 0 and int(outputs[1][1]) > 0
     assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_cache_where_no_folder_can_be_is_an_error(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(OutputError, match="expected a folder that can be written"):
+        jt.compilation_cache(file)

@@ -1,7 +1,7 @@
 """Smooth elementwise functions, of which a CPU keeps one number for the gradient: the slope.
 
-JAX keeps what each operation of a function needs, for gelu four numbers for each that comes in; and
-memory that is touched is what costs most time in networks of dense layers.
+JAX keeps what each operation of a function needs, for gelu three numbers for each that comes in,
+and memory that is touched anew takes time.
 """
 
 from __future__ import annotations
@@ -48,6 +48,6 @@ def gelu_by_erf(x: jax.Array) -> jax.Array:
     Source: Hendrycks & Gimpel 2016, arXiv 1606.08415, section 2;
     https://docs.pytorch.org/docs/stable/generated/torch.nn.GELU.html. JAX has it by the complement
     of erf, which is exact to more digits for large negative x, where both are nearly zero, and
-    takes several times as long on CPUs.
+    takes longer on CPUs.
     """
     return x * (0.5 * (1 + lax.erf(x * math.sqrt(0.5))))

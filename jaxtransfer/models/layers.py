@@ -20,7 +20,7 @@ from jaxtransfer.errors import ModelError
 from jaxtransfer.models.convolution import convolve
 from jaxtransfer.models.elementwise import gelu_by_erf, smooth
 from jaxtransfer.models.fast_forms import has_fast_forms
-from jaxtransfer.models.normalisation import batch_moments, normalise_batch
+from jaxtransfer.models.normalisation import batch_moments, normalise, normalise_batch
 from jaxtransfer.models.pooling import window_max
 from jaxtransfer.surgery.layers import ACTIVATIONS as HEAD_ACTIVATIONS
 
@@ -73,7 +73,7 @@ class BatchNorm(nn.Module):
         if frozen:
             mean, var = old_mean, old_var
         else:
-            mean, var = batch_moments(values) if self.axis_name is None else self._moments(values)
+            mean, var = batch_moments(values, self.axis_name)
             if not self.is_initializing():
                 devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
                 count = x.size // features * devices
@@ -86,14 +86,7 @@ class BatchNorm(nn.Module):
                     kept.value = average.astype(kept.value.dtype)
             if self.axis_name is None and has_fast_forms():
                 return normalise_batch(values, scale, bias, self.epsilon).astype(x.dtype)
-        y = (values - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
-        return y.astype(x.dtype)
-
-    def _moments(self, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """As `batch_moments`, over all devices."""
-        axes = tuple(range(values.ndim - 1))
-        mean = lax.pmean(jnp.mean(values, axes), self.axis_name)
-        return mean, lax.pmean(jnp.mean(lax.square(values - mean), axes), self.axis_name)
+        return normalise(values, mean, var, scale, bias, self.epsilon).astype(x.dtype)
 
 
 def conv(

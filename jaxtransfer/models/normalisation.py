@@ -13,30 +13,58 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def batch_moments(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+def batch_moments(values: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
     """The means and variances of channels, the variances those of the batch as a whole.
 
     Args:
         values: shape (…, channels).
+        axis_name: of the devices that the batch is spread over, where each computes for itself.
 
     Returns:
         Two arrays of shape (channels,).
     """
-    axes = tuple(range(values.ndim - 1))
-    mean = jnp.mean(values, axes)
+
+    def mean_of(some: jax.Array) -> jax.Array:
+        mean = jnp.mean(some, tuple(range(some.ndim - 1)))
+        return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+    mean = mean_of(values)
     # Not the mean of squares less the square of the mean, which cancel where the deviation is small
     # beside the mean: errors ten times as large in networks of many layers.
-    return mean, jnp.mean(lax.square(values - mean), axes)
+    return mean, mean_of(lax.square(values - mean))
+
+
+def normalise(
+    values: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+) -> jax.Array:
+    """Values (…, channels) less `mean`, over the root of `var`, times `scale`, plus `bias`.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
+
+    Args:
+        values: shape (…, channels).
+        mean: shape (channels,), as the arrays after it.
+        var: the variances.
+        scale: the factors, called gamma elsewhere.
+        bias: the offsets, called beta elsewhere.
+        epsilon: added to the variances.
+    """
+    return (values - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def normalise_batch(
     values: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> jax.Array:
-    """Values less their means, over the roots of their variances, times `scale`, plus `bias`.
+    """`normalise` by the `batch_moments` of the values themselves.
 
-    Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1; the gradient is that of section 3
-    with its terms collected, so that the gradients by scale and bias are all the sums it needs.
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167; the gradient is that of section 3 with its terms
+    collected, so that the gradients by scale and bias are all the sums it needs.
 
     Args:
         values: shape (…, channels).
@@ -44,8 +72,7 @@ def normalise_batch(
         bias: shape (channels,).
         epsilon: added to the variances.
     """
-    mean, var = batch_moments(values)
-    return (values - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    return normalise(values, *batch_moments(values), scale, bias, epsilon)
 
 
 @normalise_batch.defjvp

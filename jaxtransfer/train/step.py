@@ -45,8 +45,9 @@ class TrainStep:
     Frozen parameters are neither donated nor copied: they are the same arrays before and after.
     Metrics are float32 scalars: `loss`, what was minimised, the weighted mean over the batch with
     all regularisers; `gradient_norm`, over the trainable parameters and before any clipping;
-    `skipped`, 1 where the loss, a gradient or an update was not finite and nothing was changed,
-    else 0; `regulariser/NAME` for each regulariser; `loss_scale` where there is one.
+    `skipped`, 1 where the loss or the norm of the gradients or of the updates was not finite and
+    nothing was changed, else 0; `regulariser/NAME` for each regulariser; `loss_scale` where there
+    is one.
 
     Attributes:
         jitted: the compiled function of state, frozen parameters, batch and regularisers.
