@@ -6,6 +6,7 @@ from .data import Loader as Loader
 from .data import StoredData as StoredData
 from .data import Workers as Workers
 from .data import augment as augment
+from .data import crop_when_read as crop_when_read
 from .data import evaluation_batches as evaluation_batches
 from .data import few_shot as few_shot
 from .data import grain_data as grain_data

@@ -15,6 +15,7 @@ from jaxtransfer.data.halves import split_classes as split_classes
 from jaxtransfer.data.huggingface import huggingface_data as huggingface_data
 from jaxtransfer.data.loader import Loader as Loader
 from jaxtransfer.data.loader import Workers as Workers
+from jaxtransfer.data.loader import crop_when_read as crop_when_read
 from jaxtransfer.data.loader import evaluation_batches as evaluation_batches
 from jaxtransfer.data.prefetch import prefetch_to_device as prefetch_to_device
 from jaxtransfer.data.preprocess import check_images as check_images

@@ -80,7 +80,8 @@ def with_channels(image: Any, channels: int | None) -> Any:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns where transparency is dropped without this
     grey = channels == 1 or (channels is None and image.mode in ("1", "L", "LA"))
-    return image.convert("L" if grey else "RGB")
+    mode = "L" if grey else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # which copies where it is the same
 
 
 def as_bytes(image: Any) -> np.ndarray:

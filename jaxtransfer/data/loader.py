@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxtransfer.data.arrays import batch_indices
+from jaxtransfer.data.augment import Augment, Compose, RandomResizedCrop
 from jaxtransfer.data.source import Data
 from jaxtransfer.data.stored import StoredData, check_forms
 from jaxtransfer.errors import DataError
@@ -103,9 +104,13 @@ class Loader:
         workers: who reads what is not in memory; a number is one of threads; `None` measures it on
             the first batches when they are first asked for.
         rows: the rows of each batch that this process reads.
+        crop: of each image a part is read, drawn anew at each step, in place of the canvas that the
+            preprocessing asks for; for `StoredData` alone. `crop_when_read` takes it from an
+            augmentation.
 
     Raises:
-        DataError: there is no example, or the batch size is not at least 1.
+        DataError: there is no example, the batch size is not at least 1, or there is a crop and the
+            images were decoded before.
     """
 
     data: Data
@@ -113,12 +118,18 @@ class Loader:
     seed: int = 0
     workers: Workers | int | None = None
     rows: slice = field(default_factory=lambda: slice(None))
+    crop: RandomResizedCrop | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not len(self.data):
             raise DataError(
                 f"loader: expected a batch_size and a number of examples of at least 1, found "
                 f"{self.batch_size} and {len(self.data)}"
+            )
+        if self.crop is not None and not isinstance(self.data, StoredData):
+            raise DataError(
+                f"loader: expected images that are decoded when they are read, for {self.crop}, "
+                f"found {type(self.data).__name__}; leave the crop to the augmentation"
             )
 
     @functools.cached_property
@@ -139,7 +150,10 @@ class Loader:
             last: number of the step before which to stop; `None` for no end.
         """
         steps = range(first, (1 << 62) // self.batch_size if last is None else last)
-        batches = read_batches(self.data, self._indices_of, steps, self.choice[0])
+        workers = self.choice[0]
+        batches = read_batches(
+            self.data, self._indices_of, steps, workers, crop=self.crop, seed=self.seed
+        )
         return Batches(batches, first, self._origin)
 
     def resume(self, state: Mapping[str, int], last: int | None = None) -> Batches:
@@ -189,6 +203,32 @@ class _InOrder:
         return np.where(indices < self.count, indices, -1)[self.rows]
 
 
+def crop_when_read(
+    augment: Augment | None, data: Data
+) -> tuple[RandomResizedCrop | None, Augment | None]:
+    """What of an augmentation a `Loader` can do while it decodes, and what is left for the device.
+
+    A part is then cut out of the whole image, at its own resolution, and no pixel is resized that
+    is not asked for.
+
+    Args:
+        augment: what happens to a batch.
+        data: the examples.
+
+    Returns:
+        The `RandomResizedCrop` that the augmentation begins with, and what comes after it; `None`
+        and the augmentation where it begins otherwise, or the images were decoded before.
+
+    >>> from jaxtransfer.data import ArrayData, augment
+    >>> crop_when_read(augment.HorizontalFlip(), ArrayData(np.zeros((1, 2, 2, 1)), np.zeros(1)))
+    (None, HorizontalFlip(probability=0.5))
+    """
+    steps = augment.steps if isinstance(augment, Compose) else (augment,)
+    if steps and isinstance(steps[0], RandomResizedCrop) and isinstance(data, StoredData):
+        return steps[0], Compose(steps[1:])
+    return None, augment
+
+
 def evaluation_batches(
     data: Data, batch_size: int, *, workers: Workers | int = 0, rows: slice = slice(None)
 ) -> Batches:
@@ -220,7 +260,14 @@ def evaluation_batches(
 
 
 def read_batches(
-    data: Data, indices_of: IndicesOf, steps: range, workers: Workers, *, weigh: bool = False
+    data: Data,
+    indices_of: IndicesOf,
+    steps: range,
+    workers: Workers,
+    *,
+    weigh: bool = False,
+    crop: RandomResizedCrop | None = None,
+    seed: int = 0,
 ) -> Iterator[Batch]:
     """The batches of these steps, the examples of each chosen by `indices_of`.
 
@@ -230,11 +277,16 @@ def read_batches(
         steps: the steps, without gaps.
         workers: who reads what is not in memory.
         weigh: whether batches say by `weight` what is padding.
+        crop: of which part of each image is read, for `StoredData`.
+        seed: of the parts.
     """
     weighed = _weighed if weigh else _as_it_is
     if data.in_memory:
         return (weighed(data.read(np.maximum(i, 0)), i) for i in map(indices_of, steps))
-    return _Reader(data, indices_of, steps, workers, weighed)
+    read = _Whole(data)
+    if crop is not None and isinstance(data, StoredData):
+        read = _Part(data, crop, seed)
+    return _Reader(read, indices_of, steps, workers, weighed)
 
 
 def _weighed(batch: Batch, indices: np.ndarray) -> Batch:
@@ -247,19 +299,44 @@ def _as_it_is(batch: Batch, indices: np.ndarray) -> Batch:
 
 
 @dataclass(frozen=True)
+class _Whole:
+    """How an example is read: as it is."""
+
+    data: Data
+
+    def __call__(self, step: int, index: int) -> Batch:
+        batch = self.data.read(np.array([index]))
+        return jax.tree.map(lambda array: array[0], batch)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """How an example is read: a part of its image, by seed, step and index alone."""
+
+    data: StoredData
+    crop: RandomResizedCrop
+    seed: int
+
+    def __call__(self, step: int, index: int) -> Batch:
+        generator = np.random.default_rng((self.seed, step, index))
+        label = jax.tree.map(lambda labels: labels[index], self.data.labels)
+        return {"image": self.data.part(index, self.crop, generator), "label": label}
+
+
+@dataclass(frozen=True)
 class _Example:
     """The example at a place of the stream of all rows of all steps; padding is example 0 again."""
 
-    data: Data
+    read: _Whole | _Part
     indices_of: IndicesOf
     steps: range
     rows: int
 
     def __call__(self, place: int) -> tuple[int, Any]:
         step, row = divmod(place, self.rows)
-        index = int(_remembered(self.indices_of, self.steps[step])[row])
-        batch = self.data.read(np.array([max(index, 0)]))
-        return index, jax.tree.map(lambda array: array[0], batch)
+        step = self.steps[step]
+        index = int(_remembered(self.indices_of, step)[row])
+        return index, self.read(step, max(index, 0))
 
 
 @functools.lru_cache(maxsize=64)
@@ -272,7 +349,7 @@ class _Reader(Iterator[Batch]):
 
     def __init__(
         self,
-        data: Data,
+        read: _Whole | _Part,
         indices_of: IndicesOf,
         steps: range,
         workers: Workers,
@@ -281,10 +358,10 @@ class _Reader(Iterator[Batch]):
         import grain
 
         self._rows = len(indices_of(steps.start)) if len(steps) else 1
-        self._weighed, self._data = weighed, data
+        self._weighed, self._data = weighed, read.data
         ahead = max(READ_AHEAD * self._rows, workers.threads) if workers.threads else 0
         examples = grain.MapDataset.range(len(steps) * self._rows)
-        examples = examples.map(_Example(data, indices_of, steps, self._rows))
+        examples = examples.map(_Example(read, indices_of, steps, self._rows))
         options = grain.ReadOptions(num_threads=workers.threads, prefetch_buffer_size=ahead)
         stream = examples.to_iter_dataset(options)
         if workers.processes:
@@ -354,7 +431,7 @@ def _cores() -> int:
 def _images_a_second(data: Data, indices: np.ndarray, threads: int) -> float:
     size = max(1, len(indices) // 2)
     steps = range(1 << 30)
-    reader = _Reader(data, _Cycle(indices, size), steps, Workers(threads), _as_it_is)
+    reader = _Reader(_Whole(data), _Cycle(indices, size), steps, Workers(threads), _as_it_is)
     began, count = time.perf_counter(), 0
     try:
         while count < size or time.perf_counter() - began < MEASURE_SECONDS:

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from jaxtransfer.data.arrays import ArrayData
-from jaxtransfer.data.decode import decode_image
+from jaxtransfer.data.augment.crop import RandomResizedCrop
+from jaxtransfer.data.decode import decode_image, decode_part
 from jaxtransfer.data.targets import take_labels
 from jaxtransfer.errors import DataError
 from jaxtransfer.models import AS_THEY_COME, Preprocess
@@ -91,13 +92,25 @@ class StoredData:
         Raises:
             DataError: it cannot be read; the message names it.
         """
-        position = int(self.positions[index])
+        return decode_image(self._stored(index), self.preprocess, self.name(index))
+
+    def part(
+        self, index: int, crop: RandomResizedCrop, generator: np.random.Generator
+    ) -> np.ndarray:
+        """A part of one image, drawn at random and decoded, shape (*crop.size, channel).
+
+        Raises:
+            DataError: as `image` says.
+        """
+        stored, where = self._stored(index), self.name(index)
+        return decode_part(stored, self.preprocess, where, crop, generator)
+
+    def _stored(self, index: int) -> Any:
         try:
-            stored = self.store[position]
+            return self.store[int(self.positions[index])]
         except OSError as error:
-            where, why = self.store.name(position), error.strerror or error
-            raise DataError(f"{where}: expected an image, found: {why}") from error
-        return decode_image(stored, self.preprocess, self.store.name(position))
+            why = error.strerror or error
+            raise DataError(f"{self.name(index)}: expected an image, found: {why}") from error
 
     def read(self, indices: np.ndarray) -> dict[str, Any]:
         """The examples at these positions as a batch of `image` and `label`.

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from jaxtransfer.compiling import jit
-from jaxtransfer.data import Loader, Workers, as_data, prefetch_to_device
+from jaxtransfer.data import Loader, Workers, as_data, crop_when_read, prefetch_to_device
 from jaxtransfer.errors import TrainingError
 from jaxtransfer.models import Model
 from jaxtransfer.partition import Plan, resolve_plans
@@ -157,13 +157,15 @@ def find_lr(
         seed=seed,
         **options,
     )
+    crop, rest = crop_when_read(settings.augment, examples)
+    settings = replace(settings, augment=rest)
     largest = largest_integer(examples)
     tx, step = make_program(model, plans[0], settings, steps, largest, sharding)
     state = _start(model, plans[0], tx, settings, sharding)
     rates = np.geomspace(lo, hi, steps)
     rows = slice(None) if sharding is None else sharding.local_rows(batch_size)
     place = jax.device_put if sharding is None else sharding.put_batch
-    loader = Loader(examples, batch_size, seed, workers=workers, rows=rows)
+    loader = Loader(examples, batch_size, seed, workers=workers, rows=rows, crop=crop)
     last = steps if form == "sweep" else steps_each + 1
     with prefetch_to_device(loader.batches(0, last), place) as batches:
         if form == "sweep":

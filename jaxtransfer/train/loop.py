@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxtransfer.data import Data, Loader, prefetch_to_device
+from jaxtransfer.data import Data, Loader, crop_when_read, prefetch_to_device
 from jaxtransfer.data.loader import Workers
 from jaxtransfer.data.prefetch import Prefetched
 from jaxtransfer.errors import TrainingError
@@ -107,6 +107,10 @@ def train(
         sharding = Sharding()
     per_epoch = -(-len(data) // settings.batch_size)
     ready = data.ready(model.preprocess)
+    kept, crop = as_cache(cache), None
+    if kept is None or kept.views == 1:  # several views are augmented before they are kept
+        crop, rest = crop_when_read(settings.augment, ready)
+        settings = replace(settings, augment=rest)
     run = _Run(
         plans=tuple(plans),
         lengths=share_steps(plans, settings.steps),
@@ -117,6 +121,7 @@ def train(
             settings.seed,
             workers=workers,
             rows=slice(None) if sharding is None else sharding.local_rows(settings.batch_size),
+            crop=crop,
         ),
         validation=None if validation is None else validation.ready(model.preprocess),
         targets=targets,
@@ -127,7 +132,7 @@ def train(
         save_every=save_every,
         sharding=sharding,
         largest=largest_integer(ready),
-        cache=as_cache(cache),
+        cache=kept,
     )
     run.check_cache(model)
     with contextlib.ExitStack() as stack:

@@ -68,7 +68,9 @@ CROP_LAWS = {
 }
 
 
-def check_law(boxes: jax.Array, image: tuple[int, int], means: Any, deviations: Any) -> None:
+def check_law(
+    boxes: jax.Array | np.ndarray, image: tuple[int, int], means: Any, deviations: Any
+) -> None:
     """Means within four standard errors, deviations within three hundredths."""
     found = np.asarray(boxes, float)
     area = found[:, 2] * found[:, 3] / (image[0] * image[1])
@@ -92,6 +94,16 @@ def test_boxes_follow_torchvisions_law(image: tuple[int, int]):
     np.testing.assert_array_equal(boxes, np.round(boxes))
 
 
+@pytest.mark.parametrize("image", CROP_LAWS)
+def test_boxes_of_the_host_follow_the_same_law(image: tuple[int, int]):
+    generator, crop = np.random.default_rng(0), augment.RandomResizedCrop(8)
+    boxes = np.array([crop.box(generator, image) for _ in range(20_000)])
+    check_law(boxes, image, *CROP_LAWS[image])
+    top, left, height, width = boxes.T
+    assert min(top.min(), left.min()) >= 0 and min(height.min(), width.min()) > 0
+    assert (top + height).max() <= image[0] and (left + width).max() <= image[1]
+
+
 @pytest.mark.parametrize(
     ("image", "expected"),
     [((10, 100), (0, 43, 10, 13)), ((100, 10), (43, 0, 13, 10)), ((10, 12), (0, 0, 10, 12))],
@@ -102,8 +114,10 @@ def test_what_never_fits_is_cut_from_the_centre(image: tuple[int, int], expected
     scale, ratio = (0.999, 0.999), (3 / 4, 4 / 3)
     if image == (10, 12):
         scale, ratio = (1e-6, 1e-6), (1.0, 1.3)  # less than a pixel
-    found = jax.jit(augment.RandomResizedCrop(6, scale, ratio).on_images)(KEY, images)
+    crop = augment.RandomResizedCrop(6, scale, ratio)
+    found = jax.jit(crop.on_images)(KEY, images)
     np.testing.assert_allclose(found, resized_crop(images, np.array(expected), 6), atol=1e-6)
+    assert crop.box(np.random.default_rng(0), image) == expected
 
 
 def test_crops_of_a_batch_differ_and_keys_repeat():

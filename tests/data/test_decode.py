@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 import jaxtransfer as jt
-from jaxtransfer.data import preprocess_images
-from jaxtransfer.data.decode import REDUCING_GAP, canvas_size, decode_image, fit
+from jaxtransfer.data import augment, preprocess_images
+from jaxtransfer.data.decode import REDUCING_GAP, canvas_size, decode_image, decode_part, fit
 from jaxtransfer.data.preprocess import INTERPOLATIONS
 from jaxtransfer.errors import DataError
 from jaxtransfer.models import AS_THEY_COME, Preprocess
@@ -153,6 +154,77 @@ def test_a_turned_jpeg_is_decoded_as_it_is_meant_to_be_seen(orientation: int) ->
     expected = decode_image(seen, how, "image").astype(int)
     difference = np.abs(decode_image(file, how, "image") - expected)
     assert difference.max() <= 16 and difference.mean() <= 0.7
+
+
+# ---------------------------------------------------------------------------------------------
+# Parts
+
+
+def drawn_part(stored: Any, crop: augment.RandomResizedCrop, channels: int | None = 3) -> Any:
+    """The part that the first seed draws, and its box in an image of this size."""
+    return decode_part(
+        stored, Preprocess(channels=channels), "image", crop, np.random.default_rng(0)
+    )
+
+
+def part_on_device(image: np.ndarray, crop: augment.RandomResizedCrop) -> np.ndarray:
+    """The same part, cut out by the device, in levels of 0 to 255."""
+    height, width = image.shape[:2]
+    box = np.array(crop.box(np.random.default_rng(0), (height, width)))
+    images = jnp.asarray(image[None], jnp.float32) / 255
+    return 255 * np.asarray(augment.resized_crop(images, box, crop.size, crop.interpolation))[0]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("kind", ["PNG", "array", "Pillow"])
+def test_a_part_is_what_the_device_cuts_out_of_the_whole_image(
+    kind: str, interpolation: Any
+) -> None:
+    image = photo(61, 83)
+    crop = augment.RandomResizedCrop((24, 30), interpolation=interpolation)
+    forms = {"PNG": encoded(image, "PNG"), "array": image, "Pillow": Image.fromarray(image)}
+    found = drawn_part(forms[kind], crop)
+    assert found.shape == (24, 30, 3) and found.dtype == np.uint8
+    # Pillow rounds after each of two passes, and bicubic ones are cut off at 0 and 255 in between.
+    difference = np.abs(found - part_on_device(image, crop))
+    assert difference.max() <= (1.01 if interpolation == "bilinear" else 3), difference.max()
+
+
+def test_parts_of_arrays_of_other_numbers_keep_them() -> None:
+    floats = np.random.default_rng(0).random((20, 16, 5)).astype(np.float32)
+    crop = augment.RandomResizedCrop(8)
+    found = drawn_part(floats, crop, channels=None)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(255 * found, part_on_device(255 * floats, crop), atol=1e-3)
+
+
+@pytest.mark.parametrize(("orientation", "width"), [(1, 400), (6, 200), (8, 200)])
+def test_a_large_part_of_a_jpeg_is_decoded_smaller_and_hardly_differs(
+    orientation: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = encoded(photo(600, 800), "JPEG", quality=90, exif=exif)
+    crop = augment.RandomResizedCrop(40, scale=(0.5, 1.0))
+    drafts: list[Any] = []
+    draft = JpegImageFile.draft
+
+    def reduced(self: Any, mode: Any, size: Any) -> Any:
+        drafts.append(draft(self, mode, size))
+        return drafts[-1]
+
+    monkeypatch.setattr(JpegImageFile, "draft", reduced)
+    found = drawn_part(file, crop)
+    assert drafts == [("RGB", (0, 0, width, 3 * width // 4))]
+    pixels = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file))))
+    difference = np.abs(found - part_on_device(pixels, crop))
+    assert difference.max() <= 11.5 and difference.mean() <= 0.7  # what `REDUCING_GAP` states
+
+
+@pytest.mark.parametrize("stored", [b"no image", encoded(photo(40, 40), "JPEG")[:-300]])
+def test_a_part_of_a_damaged_image_is_an_error_that_names_it(stored: bytes) -> None:
+    with pytest.raises(DataError, match="^image: expected an image file, found: ."):
+        drawn_part(stored, augment.RandomResizedCrop(8))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -16,12 +16,20 @@ from jaxtransfer.data import (
     StoredData,
     Workers,
     batch_indices,
+    crop_when_read,
     evaluation_batches,
     image_folder,
     loader,
 )
+from jaxtransfer.data.augment import (
+    Compose,
+    HorizontalFlip,
+    RandomResizedCrop,
+    standard_augment,
+)
 from jaxtransfer.data.stored import stored_data
 from jaxtransfer.errors import DataError
+from jaxtransfer.models import Preprocess
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 IN_MEMORY = ArrayData(np.arange(14).reshape(7, 2), np.arange(7, dtype=np.int32))
@@ -267,3 +275,66 @@ def test_processes_evaluate_their_rows() -> None:
             assert len(batch["weight"]) == 2
             seen += batch["label"][batch["weight"] > 0].tolist()
     assert sorted(seen) == list(range(7))
+
+
+# ---------------------------------------------------------------------------------------------
+# Parts of images
+
+CROP = RandomResizedCrop(4)
+
+
+class Noise(Numbers):
+    """Images of 12x16, each of noise of its own."""
+
+    def __getitem__(self, index: int) -> Any:
+        return np.random.default_rng(index).integers(0, 256, (12, 16, 3)).astype(np.uint8)
+
+
+def noise(labels: Any = None) -> StoredData:
+    labels = np.arange(7, dtype=np.int32) if labels is None else labels
+    return stored_data(Noise(7), labels, None).ready(Preprocess((4, 4), 3))
+
+
+def test_parts_are_drawn_anew_at_each_step_whoever_reads_them() -> None:
+    found = []
+    for workers in (0, 3):
+        with Loader(noise(), 7, 1, workers, crop=CROP).batches(0, 2) as batches:
+            found.append([batches_by_label(batch) for batch in batches])
+    np.testing.assert_array_equal(*found)
+    first, second = found[0]
+    assert first.shape == (7, 4, 4, 3) and first.dtype == np.uint8
+    assert all((a != b).any() for a, b in zip(first, second, strict=True))
+    with Loader(noise(), 7, 1, 2, crop=CROP).batches(1, 2) as batches:
+        np.testing.assert_array_equal(batches_by_label(next(batches)), second)
+    with Loader(noise(), 7, 2, 2, crop=CROP).batches(1, 2) as batches:
+        assert (batches_by_label(next(batches)) != second).any()
+    parts = []
+    for rows in (slice(0, 3), slice(3, 7)):
+        with Loader(noise(), 7, 1, 2, rows, CROP).batches(1, 2) as batches:
+            parts.append(next(batches))
+    together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    np.testing.assert_array_equal(batches_by_label(together), second)
+
+
+def batches_by_label(batch: dict[str, Any]) -> np.ndarray:
+    return batch["image"][np.argsort(batch["label"])]
+
+
+def test_parts_keep_the_labels_of_several_tasks() -> None:
+    labels = {"a": np.arange(7), "b": np.arange(14.0).reshape(7, 2)}
+    with Loader(noise(labels), 3, 0, 2, crop=CROP).batches(0, 1) as batches:
+        found = next(batches)["label"]
+    chosen = batch_indices(7, 3, 0, 0)
+    assert found["a"].tolist() == chosen.tolist()
+    np.testing.assert_array_equal(found["b"], labels["b"][chosen])
+
+
+def test_parts_of_images_in_memory_are_left_to_the_augmentation() -> None:
+    with pytest.raises(DataError, match="loader: expected images that are decoded when.*ArrayData"):
+        Loader(IN_MEMORY, 2, crop=CROP)
+    how = standard_augment(4)
+    assert crop_when_read(how, noise()) == (CROP, Compose((HorizontalFlip(),)))
+    assert crop_when_read(CROP, noise()) == (CROP, Compose(()))
+    assert crop_when_read(how, noise().load()) == (None, how)
+    for other in (None, HorizontalFlip(), Compose(()), Compose((HorizontalFlip(), CROP))):
+        assert crop_when_read(other, noise()) == (None, other)

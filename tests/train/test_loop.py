@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxtransfer.data import ArrayData, batch_indices
-from jaxtransfer.data.augment import HorizontalFlip
+from jaxtransfer.data.augment import Compose, HorizontalFlip, RandomResizedCrop
+from jaxtransfer.data.stored import stored_data
 from jaxtransfer.errors import DataError, NonFiniteLossError, PlanError, TrainingError
 from jaxtransfer.models import Model, Preprocess
 from jaxtransfer.partition import Group, Plan, full, lp_ft, probe, warmup_cosine
 from jaxtransfer.train import Settings, cross_entropy, init_state, make_train_step, train
+from jaxtransfer.train.cache import Cache
 from jaxtransfer.train.loop import changed_by
 from jaxtransfer.train.precision import BFLOAT16
 from jaxtransfer.train.program import cached_program
@@ -365,3 +367,56 @@ def test_the_learning_rate_reaches_the_optimizer(network: Model, examples: Array
     settings = replace(SETTINGS, learning_rate=0.03)
     train(network, examples, [full(network)], settings, on_step=on_step)
     assert list(rates) == [pytest.approx(0.03)]
+
+
+# ---------------------------------------------------------------------------------------------
+# Parts of images that are cut out while they are decoded
+
+
+class Pixels:
+    """Images of bytes by number, as a store has them."""
+
+    def __init__(self, images: np.ndarray):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def fingerprint(self) -> str:
+        return "pixels"
+
+
+def test_stored_images_are_cut_by_the_loader_and_arrays_by_the_device(
+    network: Model, examples: ArrayData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = (255 * examples.images).astype(np.uint8)
+    stored = stored_data(Pixels(pixels), examples.labels, None)
+    boxes: list[tuple[int, ...]] = []
+    box = RandomResizedCrop.box
+
+    def seen(*arguments: Any) -> tuple[int, ...]:
+        boxes.append(box(*arguments))
+        return boxes[-1]
+
+    monkeypatch.setattr(RandomResizedCrop, "box", seen)
+    # Parts that are the whole image, for both ways to give the same.
+    whole = Compose((RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1)),))
+    settings = replace(SETTINGS, steps=2, augment=whole)
+    runs = [
+        train(network, data, [full(network)], settings, workers=0)
+        for data in (stored, stored.load())
+    ]
+    assert boxes == [(0, 0, 8, 8)] * 8
+    (cut, told), (same, others) = runs
+    assert [record["loss"] for record in told] == [record["loss"] for record in others]
+    assert diff(cut.params, same.params).is_empty
+    # Parts of several views are kept, and so not cut anew by the loader.
+    boxes.clear()
+    train(network, stored, [probe(network)], settings, workers=0, cache=Cache(views=2))
+    assert not boxes

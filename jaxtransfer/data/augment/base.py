@@ -23,7 +23,7 @@ class Augment(Protocol):
     with all that tells them from any other.
     """
 
-    def __call__(self, key: jax.Array, batch: Batch) -> Batch:
+    def __call__(self, key: jax.Array, batch: Batch, /) -> Batch:
         """The batch with its images, and for mixing its labels too, changed at random."""
         ...
 

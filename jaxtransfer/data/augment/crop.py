@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxtransfer.data.augment.base import (
@@ -20,6 +21,7 @@ from jaxtransfer.data.augment.base import (
     probability_rule,
     range_rule,
     require,
+    size_of,
 )
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -194,13 +196,37 @@ class RandomResizedCrop(ImageAugment):
 
     def on_images(self, key: jax.Array, images: jax.Array) -> jax.Array:
         """Shape (batch, *size, channel)."""
-        count, height, width = images.shape[:3]
-        low, high = self.ratio
-        fallback = (min(height, round(width / low)), min(width, round(height * high)))
-        boxes = random_boxes(
-            key, count, (height, width), (height, width), self.scale, self.ratio, fallback
-        )
+        shape = size_of(images)
+        fallback = self._fallback(shape)
+        boxes = random_boxes(key, len(images), shape, shape, self.scale, self.ratio, fallback)
         return resized_crop(images, boxes, self.size, self.interpolation)
+
+    def box(
+        self, generator: np.random.Generator, image: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
+        """A part for one image on the host, by the same law: top, left, height and width in pixels.
+
+        Args:
+            generator: draws it.
+            image: height and width.
+        """
+        for _ in range(ATTEMPTS):
+            area = image[0] * image[1] * generator.uniform(*self.scale)
+            aspect = math.exp(generator.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            height, width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if 0 < height <= image[0] and 0 < width <= image[1]:
+                top, left = (
+                    int(generator.integers(side - part + 1))
+                    for side, part in zip(image, (height, width), strict=True)
+                )
+                return top, left, height, width
+        height, width = self._fallback(image)
+        return (image[0] - height) // 2, (image[1] - width) // 2, height, width
+
+    def _fallback(self, image: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the centre, cut to the nearest aspect allowed."""
+        low, high = self.ratio
+        return min(image[0], round(image[1] / low)), min(image[1], round(image[0] * high))
 
 
 @dataclass(frozen=True)
