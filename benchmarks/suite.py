@@ -6,6 +6,7 @@ figure, or a list of them whose median counts, under the name that the case comp
 
 from __future__ import annotations
 
+import functools
 import json
 import operator
 import os
@@ -121,8 +122,7 @@ class Machine:
 
     def has(self, modules: Sequence[str]) -> bool:
         """Whether the peers' interpreter has them."""
-        command = [self.peers, "-c", _LOOK_FOR, *modules]
-        return subprocess.run(command, check=False).returncode == 0
+        return _has(self.peers, *modules)
 
     def run(self, runner: Runner, folders: Mapping[str, str]) -> dict[str, Any]:
         """What a process prints, and its arguments with the folders filled in."""
@@ -150,10 +150,18 @@ class Machine:
         return json.loads(lines[-1]) if lines else {}
 
 
+@functools.cache
+def _has(interpreter: str, *modules: str) -> bool:
+    command = [interpreter, "-c", _LOOK_FOR, *modules]
+    return subprocess.run(command, check=False).returncode == 0
+
+
 def measure(
     case: Case, machine: Machine, pairs: int, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """The figures of all runs, by runner; and the ratios of `compared`.
+
+    A peer that fails is named and left out from there on; where ours fails, all ends.
 
     Args:
         case: what is measured.
@@ -176,8 +184,16 @@ def measure(
         for number in range(pairs):
             pair = Path(folder) / f"pair{number}"
             pair.mkdir()
-            for runner in runners:
-                found = machine.run(runner, {"case": str(shared), "pair": str(pair)})
+            for runner in list(runners):
+                try:
+                    found = machine.run(runner, {"case": str(shared), "pair": str(pair)})
+                except RuntimeError as error:
+                    if not runner.is_peer:
+                        raise
+                    say(f"{case.name}: {runner.name} left out: {error}")
+                    runners.remove(runner)
+                    del runs[runner.name]
+                    continue
                 runs[runner.name].append(found)
                 first = case.figures[0]
                 value = value_of(found, first.key)
@@ -186,7 +202,7 @@ def measure(
         "case": case.name,
         "title": case.title,
         "ours": case.ours.name,
-        "peers": [peer.name for peer in peers],
+        "peers": [peer.name for peer in peers if peer.name in runs],
         "runs": runs,
         "figures": [compared(figure, case, runs) for figure in case.figures],
     }

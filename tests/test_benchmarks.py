@@ -84,6 +84,16 @@ def test_peers_that_are_not_there_are_left_out_and_named():
     assert table([found]).splitlines()[2].startswith("|  | ≤ 1.00 |")
 
 
+def test_a_peer_that_fails_is_named_and_left_out():
+    failing = Runner("failing", "torch_step", ("no_such_network",), ("json",))
+    machine, said = Machine(), []
+    found = measure(Case("case", "a case", OURS, (failing,), (SECONDS,)), machine, 2, said.append)
+    assert found["peers"] == [] and list(found["runs"]) == ["jaxtransfer"]
+    assert len(found["runs"]["jaxtransfer"]) == 2
+    assert [text for text in said if "failing left out: failing: expected" in text]
+    assert len(said) == 3
+
+
 def test_a_process_that_fails_ends_the_suite_with_its_command():
     failing = Runner("jaxtransfer", "importing", ("no_such_module",))
     with pytest.raises(RuntimeError, match=r"importing no_such_module to end well, found .* 1"):
