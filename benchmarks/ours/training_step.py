@@ -58,6 +58,7 @@ def main() -> None:
     precision = jt.BFLOAT16 if options.bfloat16 else jt.FLOAT32
     step = jt.make_train_step(model.apply, jt.cross_entropy(), tx, plan, precision=precision)
     state = jt.init_state(model, plan, tx, precision=precision)
+    del model  # the state has all that steps need
     batch = jax.device_put(random_batch(options.batch_size, options.size))
     found: dict[str, Any] = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.trainable))

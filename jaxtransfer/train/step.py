@@ -45,9 +45,9 @@ class TrainStep:
     Frozen parameters are neither donated nor copied: they are the same arrays before and after.
     Metrics are float32 scalars: `loss`, what was minimised, the weighted mean over the batch with
     all regularisers; `gradient_norm`, over the trainable parameters and before any clipping;
-    `skipped`, 1 where the loss or the norm of the gradients or of the updates was not finite and
-    nothing was changed, else 0; `regulariser/NAME` for each regulariser; `loss_scale` where there
-    is one.
+    `skipped`, 1 where the loss or the norm of the gradients was not finite, or that of the updates
+    of an optimizer that asks for further gradients, and nothing was changed, else 0;
+    `regulariser/NAME` for each regulariser; `loss_scale` where there is one.
 
     Attributes:
         jitted: the compiled function of state, frozen parameters, batch and regularisers.
@@ -246,7 +246,12 @@ def _step(
             )
 
     found = gradients_at(state.trainable)
-    norm = _norm(found.gradients)
+    norm, further = _norm(found.gradients), []
+
+    def gradients_elsewhere(trainable: PyTree, _: Any) -> PyTree:
+        further.append(True)
+        return gradients_at(trainable).gradients
+
     # Optax raises floats to integer powers, which strict promotion, where it is set, forbids.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = recipe.tx.update(
@@ -256,15 +261,18 @@ def _step(
             **_taken(
                 recipe.tx.update,
                 value=found.value,
-                grad_fn=lambda trainable, _: gradients_at(trainable).gradients,
+                grad_fn=gradients_elsewhere,
             ),
         )
         trainable = optax.apply_updates(state.trainable, updates)
-    # An optimizer may take further gradients, as sharpness-aware ones do: the updates show these.
     # By norms, whose roots the compiler computes once. What it thinks cheap, as it does a flag of
     # each leaf, it writes out again for each leaf that depends on it: the program would grow with
     # the square of their number.
-    finite = jnp.isfinite(found.value) & jnp.isfinite(norm) & jnp.isfinite(_norm(updates))
+    finite = jnp.isfinite(found.value) & jnp.isfinite(norm)
+    if further:
+        # An optimizer may take further gradients, as sharpness-aware ones do: the updates show
+        # these. All of them must then be kept until the last is known, which others are spared.
+        finite &= jnp.isfinite(_norm(updates))
     stats = _keep_frozen_stats(
         recipe.objective.plan, merge(state.trainable, frozen), state.stats, found.stats
     )
