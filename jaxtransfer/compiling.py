@@ -5,8 +5,9 @@ that takes up to six times as long for the gradient by a kernel as the code that
 JAX 0.10 up to 1.7 times as long for forward passes. Products and sums stay with it. And XLA orders
 a program for what can run at once; ordered for memory, a training step of ResNet-50 needs two
 thirds of it and one of VGG-16 half. With an analysis of when values live it need not copy what a
-step replaces, such as the moments of an optimizer. Memory is time, too: pages that a step gives back to the system
-must be cleared for the next. `python3 -m benchmarks --only step` measures the whole of it.
+step replaces, such as the moments of an optimizer. Memory is time, too: pages that a step gives
+back to the system must be cleared for the next. `python3 -m benchmarks --only step` measures the
+whole of it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,11 @@ from jaxtransfer import compiling
 from jaxtransfer.compiling import compiler_options, jit
 from jaxtransfer.errors import OutputError
 
-NAMES = {"xla_cpu_experimental_ynn_fusion_type", "xla_cpu_scheduler_type"}
+NAMES = {
+    "xla_cpu_experimental_ynn_fusion_type",
+    "xla_cpu_scheduler_type",
+    "xla_cpu_copy_insertion_use_region_analysis",
+}
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="options are those of CPUs")
 
 
@@ -79,6 +83,24 @@ def test_a_training_step_takes_less_memory():
     assert mebibytes({}) < 0.85 * mebibytes(other_order)
 
 
+@on_cpu
+def test_what_a_step_replaces_is_not_copied():
+    """Moments are of the size of the matrix; a copy of them would be seen."""
+    network = jt.Model.from_function(lambda params, x: x @ params["w"], {"w": jnp.ones((900, 900))})
+    tx = jt.full(network).optimizer(0.01)
+    step = jt.make_train_step(network.apply, jt.squared_error(), tx, jt.full(network))
+    batch = {"image": jnp.ones((2, 900)), "label": jnp.zeros((2, 900))}
+    lowered = step.lower(jt.init_state(network, jt.full(network), tx), batch)
+
+    def matrices(copies):
+        options = {**compiler_options(), "xla_cpu_copy_insertion_use_region_analysis": copies}
+        memory = lowered.compile(compiler_options=options).memory_analysis()
+        return memory.temp_size_in_bytes / (4 * 900**2)
+
+    assert matrices("True") < 1.1  # the gradient
+    assert matrices("False") > 2.9  # and two of moments
+
+
 def test_a_version_that_does_not_know_the_options_gets_none(monkeypatch):
     known = compiler_options()
     unknown = {jax.default_backend(): {"xla_no_such_option": "1", **known}}
@@ -130,6 +152,30 @@ def test_a_program_takes_what_jit_takes():
     x = jnp.ones(4)
     np.testing.assert_array_equal(scaled(x, times=3), 3 * np.ones(4))
     assert x.is_deleted()
+
+
+def test_a_program_is_compiled_once_and_then_memory_is_given_back(monkeypatch):
+    compiled, given_back = [], []
+
+    def listen(name: str, seconds: float, **_: object) -> None:
+        if name == "/jax/core/compile/backend_compile_duration":
+            compiled.append(name)
+
+    monkeypatch.setattr(compiling, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr(compiling, "_give_back_memory", lambda: given_back.append(len(compiled)))
+    program, x = jit(lambda x: jnp.sin(x) * 3), jnp.ones(5)
+    compiler_options()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for _ in range(3):
+            np.testing.assert_allclose(program(x), 3 * np.sin(np.ones(5)), rtol=1e-6)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == 1 and given_back == [1]
+
+
+def test_memory_is_given_back_where_the_system_can():
+    compiling._give_back_memory()  # elsewhere nothing happens
 
 
 def test_what_is_compiled_is_found_by_the_next_process(tmp_path):

@@ -85,9 +85,10 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """From (batch, height, width, channels) to the same shape."""
-        inner = ACTIVATIONS["gelu"](dense(4 * x.shape[-1], name="dense1")(x))
-        if self.response_norm:
-            inner = GlobalResponseNorm(name="grn")(inner)
+        inner = dense(4 * x.shape[-1], name="dense1")(x)
+        if not self.response_norm:
+            return dense(x.shape[-1], activation=ACTIVATIONS["gelu"], name="dense2")(inner)
+        inner = GlobalResponseNorm(name="grn")(ACTIVATIONS["gelu"](inner))
         return dense(x.shape[-1], name="dense2")(inner)
 
 

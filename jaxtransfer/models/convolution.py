@@ -20,12 +20,14 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxtransfer.models.fast_forms import has_fast_forms
+from jaxtransfer.models.fast_forms import apart, has_fast_forms
 from jaxtransfer.models.products import channel_product
 
 Pads = tuple[tuple[int, int], ...]
 MAX_TOGETHER = 8
 """Images whose products are written out in one loop of the gradient by a depthwise kernel."""
+FEW_TAPS = 9
+"""Taps of a depthwise kernel up to which what comes after it may be computed along with it."""
 
 
 def convolve(
@@ -94,7 +96,9 @@ def _depthwise(
     """A depthwise convolution as a sum over its taps, which the compiler makes one loop of."""
     padded, taps, sizes = _prepared(images, kernel, strides, pads)
     rows = [_row(padded, taps, row, sizes, strides) for row in range(len(taps))]
-    return functools.reduce(jnp.add, rows).astype(images.dtype)
+    total = functools.reduce(jnp.add, rows)
+    # A sum of many taps would be torn apart by what comes after it; one of few is better joined.
+    return (apart(total) if taps[..., 0].size > FEW_TAPS else total).astype(images.dtype)
 
 
 def _depthwise_jvp(

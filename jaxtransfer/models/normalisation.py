@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxtransfer.models.fast_forms import apart
+
 
 def batch_moments(values: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
     """The means and variances of channels, the variances those of the batch as a whole.
@@ -31,7 +33,8 @@ def batch_moments(values: jax.Array, axis_name: str | None = None) -> tuple[jax.
     mean = mean_of(values)
     # Not the mean of squares less the square of the mean, which cancel where the deviation is small
     # beside the mean: errors ten times as large in networks of many layers.
-    return mean, mean_of(lax.square(values - mean))
+    # By another mean for the compiler than that of `normalise`, or it would keep the deviations.
+    return mean, mean_of(lax.square(values - apart(mean)))
 
 
 def normalise(

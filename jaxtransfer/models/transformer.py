@@ -22,14 +22,15 @@ from jaxtransfer.mapping import Rule
 from jaxtransfer.models.attention import attend
 from jaxtransfer.models.layers import ACTIVATIONS, StochasticDepth, linear_rates
 from jaxtransfer.models.naming import torch_layer
-from jaxtransfer.models.products import dense
+from jaxtransfer.models.products import Activation, dense
 
 PROJECTIONS = ("query", "key", "value")
 
 
-def _dense(features: int, name: str) -> nn.Dense:
+def _dense(features: int, name: str, activation: Activation | None = None) -> nn.Dense:
     """A dense layer that starts as in https://github.com/google-research/vision_transformer."""
-    return dense(features, kernel_init=nn.initializers.xavier_uniform(), name=name)
+    start = nn.initializers.xavier_uniform()
+    return dense(features, activation=activation, kernel_init=start, name=name)
 
 
 class Attention(nn.Module):
@@ -76,9 +77,12 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """From (…, width) to the same."""
-        hidden = ACTIVATIONS[self.activation](_dense(self.hidden, "dense1")(x))
-        hidden = nn.Dropout(self.dropout, name="dropout1")(hidden, deterministic=not train)
-        y = _dense(x.shape[-1], "dense2")(hidden)
+        hidden, activation = _dense(self.hidden, "dense1")(x), ACTIVATIONS[self.activation]
+        if self.dropout and train:
+            dropout = nn.Dropout(self.dropout, deterministic=False, name="dropout1")
+            y = _dense(x.shape[-1], "dense2")(dropout(activation(hidden)))
+        else:
+            y = _dense(x.shape[-1], "dense2", activation)(hidden)
         return nn.Dropout(self.dropout, name="dropout2")(y, deterministic=not train)
 
 
