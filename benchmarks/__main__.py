@@ -41,6 +41,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="that are timed in each run")
     parser.add_argument("--peers", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--shims", default="", metavar="MODULES", help="with commas between")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="in the environment of all"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE")
     parser.add_argument("--tables", type=Path, nargs="+", metavar="FILE")
     options = parser.parse_args()
@@ -59,9 +62,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         # Steps are timed after they are compiled: later pairs may find them compiled.
         kept = {"JAX_COMPILATION_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
-        machine = Machine(options.peers, options.shims, kept)
+        chosen = dict(text.split("=", 1) for text in options.set)
+        machine = Machine(options.peers, options.shims, {**kept, **chosen})
         found: dict[str, Any] = {
             "machine": machine_of(machine),
+            "set": chosen,
             "pairs": options.pairs,
             "cases": [],
         }

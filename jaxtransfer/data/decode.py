@@ -155,7 +155,9 @@ def decode_part(
         whole = _reduce(image, shape, resized, how.channels)
         image = with_channels(upright(image), how.channels)
         down, across = whole[0] / shape[0], whole[1] / shape[1]
-        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        # Rounding must not lead beyond the image, where all is black.
+        right, bottom = min((left + width) * across, whole[1]), min((top + height) * down, whole[0])
+        box = (left * across, top * down, right, bottom)
         # Cut out first, for what lies outside to have no influence.
         outer = (*map(math.floor, box[:2]), *(map(math.ceil, box[2:])))
         inner = tuple(side - outer[i % 2] for i, side in enumerate(box))
