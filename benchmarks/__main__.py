@@ -42,7 +42,12 @@ def main() -> None:
     parser.add_argument("--peers", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--shims", default="", metavar="MODULES", help="with commas between")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="in the environment of all"
+        "--set",
+        nargs="+",
+        type=_variable,
+        default=[],
+        metavar="NAME=VALUE",
+        help="in the environment of all",
     )
     parser.add_argument("--out", type=Path, metavar="FILE")
     parser.add_argument("--tables", type=Path, nargs="+", metavar="FILE")
@@ -62,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         # Steps are timed after they are compiled: later pairs may find them compiled.
         kept = {"JAX_COMPILATION_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
-        chosen = dict(text.split("=", 1) for text in options.set)
+        chosen = dict(options.set)
         machine = Machine(options.peers, options.shims, {**kept, **chosen})
         found: dict[str, Any] = {
             "machine": machine_of(machine),
@@ -93,6 +98,13 @@ def machine_of(machine: Machine) -> dict[str, Any]:
     found["load"] = os.getloadavg()[0]
     found["peaks"] = machine.run(Runner("peaks", "peaks"), {})
     return found
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
+    return name, value
 
 
 def _say(text: str) -> None:

@@ -139,7 +139,9 @@ def test_the_command_lists_its_cases_and_prints_tables(tmp_path):
         command = [sys.executable, "-m", "benchmarks", *arguments]
         return subprocess.check_output(command, text=True, cwd=ROOT)
 
-    assert set(run("--list").split()) == set(all_cases())
+    assert set(run("--list", "--set", "A=1", "B=").split()) == set(all_cases())
+    with pytest.raises(subprocess.CalledProcessError):
+        run("--list", "--set", "A")
     measured = measure(case(SECONDS, "json again"), Machine(), 1, lambda _: None)
     file = tmp_path / "found.json"
     file.write_text(json.dumps({"cases": [measured]}))

@@ -16,6 +16,7 @@ from jaxtransfer.data.arrays import batch_indices
 from jaxtransfer.data.augment import Augment, Compose, RandomResizedCrop
 from jaxtransfer.data.source import Data
 from jaxtransfer.data.stored import StoredData, check_forms
+from jaxtransfer.data.targets import take_labels
 from jaxtransfer.errors import DataError
 
 Batch = dict[str, Any]
@@ -150,10 +151,10 @@ class Loader:
             last: number of the step before which to stop; `None` for no end.
         """
         steps = range(first, (1 << 62) // self.batch_size if last is None else last)
-        workers = self.choice[0]
-        batches = read_batches(
-            self.data, self._indices_of, steps, workers, crop=self.crop, seed=self.seed
-        )
+        part = None
+        if self.crop is not None and isinstance(self.data, StoredData):
+            part = _Part(self.data, self.crop, self.seed)
+        batches = read_batches(self.data, self._indices_of, steps, self.choice[0], part=part)
         return Batches(batches, first, self._origin)
 
     def resume(self, state: Mapping[str, int], last: int | None = None) -> Batches:
@@ -266,8 +267,7 @@ def read_batches(
     workers: Workers,
     *,
     weigh: bool = False,
-    crop: RandomResizedCrop | None = None,
-    seed: int = 0,
+    part: _Part | None = None,
 ) -> Iterator[Batch]:
     """The batches of these steps, the examples of each chosen by `indices_of`.
 
@@ -277,16 +277,12 @@ def read_batches(
         steps: the steps, without gaps.
         workers: who reads what is not in memory.
         weigh: whether batches say by `weight` what is padding.
-        crop: of which part of each image is read, for `StoredData`.
-        seed: of the parts.
+        part: how an example is read of which a part is wanted; `None` for whole ones.
     """
     weighed = _weighed if weigh else _as_it_is
     if data.in_memory:
         return (weighed(data.read(np.maximum(i, 0)), i) for i in map(indices_of, steps))
-    read = _Whole(data)
-    if crop is not None and isinstance(data, StoredData):
-        read = _Part(data, crop, seed)
-    return _Reader(read, indices_of, steps, workers, weighed)
+    return _Reader(part or _Whole(data), indices_of, steps, workers, weighed)
 
 
 def _weighed(batch: Batch, indices: np.ndarray) -> Batch:
@@ -319,8 +315,8 @@ class _Part:
 
     def __call__(self, step: int, index: int) -> Batch:
         generator = np.random.default_rng((self.seed, step, index))
-        label = jax.tree.map(lambda labels: labels[index], self.data.labels)
-        return {"image": self.data.part(index, self.crop, generator), "label": label}
+        image = self.data.part(index, self.crop, generator)
+        return {"image": image, "label": take_labels(self.data.labels, np.array(index))}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ def has_fast_forms() -> bool:
     return jax.default_backend() == "cpu" and not _plain.get()
 
 
-@jax.custom_jvp
 def apart(values: jax.Array) -> jax.Array:
     """The same values, such that XLA does not merge what computes them with what takes them.
 
@@ -39,14 +38,20 @@ def apart(values: jax.Array) -> jax.Array:
     piece, with what comes before and after: of a depthwise convolution the last sums, whose terms
     are then written to memory one by one. And what a gradient computes anew, for it not to be kept,
     XLA finds to be the same as before, and keeps. A clamp by infinities is nothing that the library
-    knows or that XLA sees through, and costs nothing within a loop over the values.
+    knows or that XLA sees through, and costs nothing within a loop over the values. Where forms are
+    not fast nothing happens.
     """
+    return _clamped(values) if has_fast_forms() else values
+
+
+@jax.custom_jvp
+def _clamped(values: jax.Array) -> jax.Array:
     bound = jnp.array(jnp.inf, values.dtype)
     return lax.clamp(-bound, values, bound)
 
 
-@apart.defjvp
-def _apart_jvp(
+@_clamped.defjvp
+def _clamped_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    return apart(*primals), tangents[0]
+    return _clamped(*primals), tangents[0]

@@ -55,9 +55,14 @@ def channel_product(
     Returns:
         Shape (…, features).
     """
-    if not has_fast_forms() or dimension_numbers != (((inputs.ndim - 1,), (0,)), ((), ())):
+    if not _is_over_channels(inputs, dimension_numbers):
         return lax.dot_general(inputs, matrix, dimension_numbers, **options)
     return _product_of_rows(apart(inputs), matrix, **options)
+
+
+def _is_over_channels(inputs: jax.Array, dimension_numbers: Any) -> bool:
+    """Whether forms are fast, and the last axis of the inputs is multiplied by a matrix's first."""
+    return has_fast_forms() and dimension_numbers == (((inputs.ndim - 1,), (0,)), ((), ()))
 
 
 def _product_of_rows(inputs: jax.Array, matrix: jax.Array, **options: Any) -> jax.Array:
@@ -88,9 +93,14 @@ def activated_product(
     Returns:
         Shape (…, features).
     """
-    if not has_fast_forms() or dimension_numbers != (((inputs.ndim - 1,), (0,)), ((), ())):
-        return lax.dot_general(activation(inputs), matrix, dimension_numbers, **options)
-    multiply = functools.partial(_product_of_rows, **options)
+
+    def product_of_activated(inputs: jax.Array, matrix: jax.Array) -> jax.Array:
+        return channel_product(activation(inputs), matrix, dimension_numbers, **options)
+
+    if not _is_over_channels(inputs, dimension_numbers):
+        return product_of_activated(inputs, matrix)
+    multiply = functools.partial(_product_of_rows, **options)  # linear, as derivatives must be
+    product = jax.custom_jvp(product_of_activated)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def by_inputs(inputs: jax.Array, matrix: jax.Array, tangent: jax.Array) -> jax.Array:
@@ -99,10 +109,6 @@ def activated_product(
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def by_matrix(inputs: jax.Array, tangent: jax.Array) -> jax.Array:
         return multiply(activation(apart(inputs)), tangent)
-
-    @jax.custom_jvp
-    def product(inputs: jax.Array, matrix: jax.Array) -> jax.Array:
-        return multiply(apart(activation(inputs)), matrix)
 
     def product_jvp(
         primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]

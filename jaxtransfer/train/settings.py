@@ -40,8 +40,8 @@ class Settings:
         clip_norm: upper bound of the norm of all trainable gradients, or `None`.
         carry_moments: whether a plan takes over the optimizer's moments of the plan before it.
         loss: from outputs and batch to a loss for each example.
-        augment: what happens to a batch on the device before its images are preprocessed; a
-            `RandomResizedCrop` at its head to images that are decoded when they are read, then.
+        augment: what happens to a batch on the device before its images are preprocessed; where
+            images are decoded when they are read, a `RandomResizedCrop` at its head happens then.
         regularisers: terms that are added to the loss, or a single one.
         accumulate: parts that a batch is cut into, one after the other, to save memory.
         precision: the dtypes of parameters and of what is computed.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxtransfer.data import ArrayData, preprocess_images
+from jaxtransfer.data.augment import RandomResizedCrop
 from jaxtransfer.models import Model, init
 from jaxtransfer.models.layers import BatchNorm
 from jaxtransfer.models.stages import StagedNetwork
@@ -35,6 +36,20 @@ def examples() -> ArrayData:
     noise = rng.random((20, 8, 8, 1))
     images = (0.4 * noise + 0.3 * labels[:, None, None, None]).astype(np.float32)
     return ArrayData(images, labels)
+
+
+@pytest.fixture
+def boxes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The parts that random resized crops have drawn on the host."""
+    drawn: list[tuple[int, ...]] = []
+    box = RandomResizedCrop.box
+
+    def noted(*arguments: Any) -> tuple[int, ...]:
+        drawn.append(box(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(RandomResizedCrop, "box", noted)
+    return drawn
 
 
 class Staged(StagedNetwork):

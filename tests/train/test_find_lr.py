@@ -11,12 +11,15 @@ import optax
 import pytest
 
 from jaxtransfer.data import ArrayData
+from jaxtransfer.data.augment import RandomResizedCrop
+from jaxtransfer.data.stored import stored_data
 from jaxtransfer.errors import DataError, PlanError, TrainingError
 from jaxtransfer.models import Model
 from jaxtransfer.partition import full, probe
 from jaxtransfer.train import cross_entropy, init_state, make_train_step
 from jaxtransfer.train.find_lr import LearningRates, find_lr
 from jaxtransfer.tree import diff
+from tests.train.runs import Pixels
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(64, 16)).astype(np.float32)
@@ -102,6 +105,20 @@ def test_a_pair_of_arrays_is_data_and_options_reach_the_step(small: Model) -> No
     assert plain == find_lr(small, DATA, steps=4, batch_size=8)
     prepared = replace(small, preprocess=replace(small.preprocess, mean=(1.0,)))
     assert find_lr(prepared, DATA, steps=4, batch_size=8).losses != plain.losses
+
+
+def test_stored_images_are_cut_by_the_loader_as_in_a_run(
+    network: Model, examples: ArrayData, boxes: list[tuple[int, ...]]
+) -> None:
+    pixels = (255 * examples.images).astype(np.uint8)
+    stored = stored_data(Pixels(pixels), examples.labels, None)
+    # Parts that are the whole image, for both ways to give the same.
+    crop = RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1))
+    cut, whole = (
+        find_lr(network, data, lo=1e-6, hi=1e-5, steps=2, batch_size=4, workers=0, augment=crop)
+        for data in (stored, stored.load())
+    )
+    assert boxes == [(0, 0, 8, 8)] * 8 and cut.losses == whole.losses
 
 
 def test_a_curve_can_be_read_and_written(swept: LearningRates) -> None:

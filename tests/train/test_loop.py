@@ -30,6 +30,7 @@ from jaxtransfer.train.regularisers import l2_sp
 from jaxtransfer.train.settings import _described as described
 from jaxtransfer.train.settings import run_identity, share_steps
 from jaxtransfer.tree import diff
+from tests.train.runs import Pixels
 
 # As in the tests of checkpoints, so that what is compiled serves both.
 SETTINGS = Settings(steps=10, batch_size=4, learning_rate=0.01, weight_decay=0.1)
@@ -373,38 +374,11 @@ def test_the_learning_rate_reaches_the_optimizer(network: Model, examples: Array
 # Parts of images that are cut out while they are decoded
 
 
-class Pixels:
-    """Images of bytes by number, as a store has them."""
-
-    def __init__(self, images: np.ndarray):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.images[index]
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
-
-    def fingerprint(self) -> str:
-        return "pixels"
-
-
 def test_stored_images_are_cut_by_the_loader_and_arrays_by_the_device(
-    network: Model, examples: ArrayData, monkeypatch: pytest.MonkeyPatch
+    network: Model, examples: ArrayData, boxes: list[tuple[int, ...]]
 ) -> None:
     pixels = (255 * examples.images).astype(np.uint8)
     stored = stored_data(Pixels(pixels), examples.labels, None)
-    boxes: list[tuple[int, ...]] = []
-    box = RandomResizedCrop.box
-
-    def seen(*arguments: Any) -> tuple[int, ...]:
-        boxes.append(box(*arguments))
-        return boxes[-1]
-
-    monkeypatch.setattr(RandomResizedCrop, "box", seen)
     # Parts that are the whole image, for both ways to give the same.
     whole = Compose((RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1)),))
     settings = replace(SETTINGS, steps=2, augment=whole)
