@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -95,9 +96,20 @@ def machine_of(machine: Machine) -> dict[str, Any]:
         check=False,
     )
     found["commit"] = commit.stdout.strip()
+    found["processor"] = _processor()
+    found["peers"] = machine.versions()
     found["load"] = os.getloadavg()[0]
     found["peaks"] = machine.run(Runner("peaks", "peaks"), {})
     return found
+
+
+def _processor() -> str:
+    """The name that Linux knows it by, or what Python knows."""
+    if (told := Path("/proc/cpuinfo")).exists():
+        for line in told.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -21,3 +22,15 @@ def head(cells: Sequence[str]) -> str:
     ['| a | b |', '| --- | --- |']
     """
     return f"{line(cells)}\n{line(['---'] * len(cells))}"
+
+
+def with_table(page: str, name: str, table: str) -> str:
+    r"""The page with another table between the comments.
+
+    >>> with_table("A <!-- x -->old<!-- end --> B", "x", "new")
+    'A <!-- x -->\nnew\n<!-- end --> B'
+    """
+    between = re.compile(rf"(<!-- {name} -->).*?(<!-- end -->)", re.DOTALL)
+    if not between.search(page):
+        raise ValueError(f"expected the comments <!-- {name} --> and <!-- end --> in the page")
+    return between.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", page)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ants_and_bees, mnist_few_shot, source_ranking
+from benchmarks.markdown import with_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 RESULTS = PAGE.with_suffix("")
@@ -95,18 +95,6 @@ def _path(data: Path, argument: str, images: Path) -> str:
         return str(training.parents[1])
     (found,) = data.glob(argument) if "*" in argument else [data / argument]
     return str(found)
-
-
-def with_table(page: str, name: str, table: str) -> str:
-    r"""The page with another table between the comments.
-
-    >>> with_table("A <!-- x -->old<!-- end --> B", "x", "new")
-    'A <!-- x -->\nnew\n<!-- end --> B'
-    """
-    between = re.compile(rf"(<!-- {name} -->).*?(<!-- end -->)", re.DOTALL)
-    if not between.search(page):
-        raise ValueError(f"expected the comments <!-- {name} --> and <!-- end --> in the page")
-    return between.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", page)
 
 
 if __name__ == "__main__":

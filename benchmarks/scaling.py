@@ -53,6 +53,7 @@ def curve(devices: int, runs: list[Any]) -> dict[str, Any]:
     seconds = [statistics.median(s for row in rows for s in row["seconds"]) for rows in columns]
     mebibytes = [rows[0]["mebibytes"] for rows in columns]
     per_image, fixed = np.polyfit(sizes, seconds, 1)
+    memory_per_image, fixed_memory = np.polyfit(sizes, mebibytes, 1)
     return {
         "devices": devices,
         "batch_sizes": sizes,
@@ -60,7 +61,8 @@ def curve(devices: int, runs: list[Any]) -> dict[str, Any]:
         "mebibytes": mebibytes,
         "seconds_per_image": float(per_image),
         "fixed_seconds": float(fixed),
-        "mebibytes_per_image": float(np.polyfit(sizes, mebibytes, 1)[0]),
+        "mebibytes_per_image": float(memory_per_image),
+        "fixed_mebibytes": float(fixed_memory),
     }
 
 

@@ -36,6 +36,13 @@ _LOOK_FOR = """
 import importlib.util, sys
 sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))
 """
+_VERSIONS = """
+import json, sys
+from importlib import metadata
+installed = {found.name: found.version for found in metadata.distributions()}
+print(json.dumps({name: installed[name] for name in sys.argv[1:] if name in installed}))
+"""
+PEER_PACKAGES = ("torch", "torchvision", "keras", "jax")
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,12 @@ class Machine:
     def has(self, modules: Sequence[str]) -> bool:
         """Whether the peers' interpreter has them."""
         return _has(self.peers, *modules)
+
+    def versions(self) -> dict[str, str]:
+        """Of those `PEER_PACKAGES` that the peers' interpreter has."""
+        command = [self.peers, "-c", _VERSIONS, *PEER_PACKAGES]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return json.loads(told)
 
     def run(self, runner: Runner, folders: Mapping[str, str]) -> dict[str, Any]:
         """What a process prints, and its arguments with the folders filled in."""

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from benchmarks.results import PAGE, RESULTS, STUDIES, with_table
+from benchmarks.markdown import with_table
+from benchmarks.results import PAGE, RESULTS, STUDIES
 from jaxtransfer.evaluate.metrics import mean_interval
 
 
