@@ -8,8 +8,9 @@ them, by default this one; `--shims` modules that it must import first. Without 
 measured alone. Nothing is downloaded, and it runs unchanged on one GPU.
 
 The table has the ratio of ours to the best peer first, the median over pairs with the lowest and
-the highest. With `--out` all figures of all runs are written as JSON, with the machine, the
-versions and the commit; `--tables` prints the tables of such files.
+the highest. Below it stands how much of what the device can do at best the steps reach. With
+`--out` all figures of all runs are written as JSON, with the machine, the versions and the commit;
+`--tables` prints the tables of such files.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 from benchmarks.cases import all_cases
 from benchmarks.suite import ROOT, Machine, Runner, measure
-from benchmarks.tables import table
+from benchmarks.tables import rates, table
 
 
 def main() -> None:
@@ -55,7 +56,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.tables:
         for file in options.tables:
-            print(table(json.loads(file.read_text())["cases"]))
+            found = json.loads(file.read_text())
+            print(table(found["cases"]))
+            print(rates(found["cases"], found["machine"]["peaks"]))
         return
     cases = [
         case
@@ -77,17 +80,23 @@ def main() -> None:
             "cases": [],
         }
         for case in cases:
+            if case.needs_accelerator and found["machine"]["backend"] == "cpu":
+                _say(f"{case.name}: left out, there is no accelerator")
+                continue
             found["cases"].append(measure(case, machine, options.pairs, say=_say))
             if options.out is not None:  # what is measured stays, whatever comes
                 options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found["cases"]))
+    print(rates(found["cases"], found["machine"]["peaks"]))
 
 
 def machine_of(machine: Machine) -> dict[str, Any]:
-    """Versions, device, commit, and what the device can do at best."""
-    from jaxtransfer.evaluate.environment import environment
+    """Versions, device, commit, and what the device can do at best.
 
-    found: dict[str, Any] = dict(environment())
+    A process of its own looks at the device: this one would keep the memory of a GPU from others.
+    """
+    told = machine.run(Runner("peaks", "peaks"), {})
+    found: dict[str, Any] = {**told["environment"], "backend": told["backend"]}
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=ROOT,
@@ -99,7 +108,7 @@ def machine_of(machine: Machine) -> dict[str, Any]:
     found["processor"] = _processor()
     found["peers"] = machine.versions()
     found["load"] = os.getloadavg()[0]
-    found["peaks"] = machine.run(Runner("peaks", "peaks"), {})
+    found["peaks"] = told["peaks"]
     return found
 
 

@@ -28,8 +28,8 @@ SECONDS = Figure("seconds", "a step", "s", 1.0)
 MEMORY = (
     Figure("process_mebibytes", "memory until the first step", "MiB", 1.0, decimals=0),
     Figure("steps_mebibytes", "memory in steps", "MiB", 1.0, decimals=0),
+    Figure("device_mebibytes", "memory of the device", "MiB", 1.0, decimals=0),
     Figure("compiler_mebibytes", "memory by the compiler's analysis", "MiB", decimals=0),
-    Figure("gigaflops", "operations a second", "GFLOP/s", more_is_better=True, decimals=0),
 )
 
 
@@ -49,6 +49,22 @@ def step_case(network: str, plan: str, steps: int) -> Case:
         Runner(OURS, "training_step", arguments),
         tuple(peers),
         (SECONDS, *MEMORY),
+    )
+
+
+def accelerated_case(network: str, steps: int) -> Case:
+    """A training step of a large batch in bfloat16, against PyTorch at its fastest on GPUs."""
+    arguments = (network, "--batch-size", "128", "--bfloat16", "--steps", str(steps))
+    peer = Runner(
+        "torch.compile", "torch_step", (*arguments, "--compile", "--channels-last"), VISION
+    )
+    return Case(
+        f"bfloat16/{network}",
+        f"{NETWORKS[network]}, {PLANS['full']}, 128 images in bfloat16",
+        Runner(OURS, "training_step", arguments),
+        (peer,),
+        (SECONDS, *MEMORY),
+        needs_accelerator=True,
     )
 
 
@@ -108,6 +124,7 @@ def all_cases(steps: int = 4) -> dict[str, Case]:
         ),
         *(first_step_case(network) for network in ("resnet50", "vit_b16")),
         *(step_case(network, plan, steps) for plan in PLANS for network in NETWORKS),
+        *(accelerated_case(network, steps) for network in ("resnet50", "vit_b16")),
         Case(
             "cached_probe",
             "ResNet-50, a probe of 20 epochs on 2,000 images",

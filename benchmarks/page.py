@@ -122,7 +122,7 @@ def _is_in(figure: Mapping[str, Any], section: Section) -> bool:
 
 
 def _machine(files: Sequence[Mapping[str, Any]]) -> str:
-    """What was measured on, as far as it is the same for all files, and what was reached at best."""
+    """What was measured on, and what it did at best, over all files."""
     machines = [found["machine"] for found in files]
     versions = {
         "processor": ("processor", "cpu_count"),

@@ -102,6 +102,7 @@ class Case:
         figures: the first is told while it runs.
         prepare: what runs once, before the first pair.
         peers_first: whether ours runs after its peers, of which it finds something.
+        needs_accelerator: whether it is left out on a CPU.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Case:
     figures: tuple[Figure, ...]
     prepare: tuple[Runner, ...] = ()
     peers_first: bool = False
+    needs_accelerator: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks.markdown import head, line
 
+RATES = ("what", "GFLOP/s", "of the largest product", "GB/s", "of a copy")
 HEADER = ("ratio", "asked", "what", "jaxtransfer", "the best peer", "others")
 
 
@@ -14,6 +16,36 @@ def table(cases: Iterable[Mapping[str, Any]]) -> str:
     """A row for each figure of each case: medians, with their ranges in parentheses."""
     rows = [_row(case, figure) for case in cases for figure in case["figures"] if figure["medians"]]
     return "\n".join([head(HEADER), *map(line, rows)])
+
+
+def rates(cases: Iterable[Mapping[str, Any]], peaks: Mapping[str, float]) -> str:
+    """Operations and bytes a second of our steps, and their shares of what was measured at best.
+
+    Both are counted by the compiler's analysis of the program: bytes are those that its parts read
+    and write, in memory or in caches, and are more than what a memory sees.
+
+    Args:
+        cases: as the suite found them; those without such counts are left out.
+        peaks: as `benchmarks.ours.peaks` measures them.
+    """
+    rows = []
+    for case in cases:
+        runs = [run for run in case["runs"][case["ours"]] if run.get("gigaflop")]
+        if not runs:
+            continue
+        seconds = statistics.median(statistics.median(run["seconds"]) for run in runs)
+        operations, read = runs[0]["gigaflop"] / seconds, runs[0]["gigabytes"] / seconds
+        shares = operations / peaks[f"{runs[0]['dtype']}_gigaflops"], read / peaks["copy_gigabytes"]
+        rows.append(
+            [
+                case["title"],
+                f"{operations:.0f}",
+                f"{shares[0]:.2f}",
+                f"{read:.1f}",
+                f"{shares[1]:.2f}",
+            ]
+        )
+    return "\n".join([head(RATES), *map(line, rows)]) if rows else ""
 
 
 def _row(case: Mapping[str, Any], figure: Mapping[str, Any]) -> list[str]:

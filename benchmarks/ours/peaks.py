@@ -1,9 +1,10 @@
-"""Measures what the device can do at best: matrix products, and copies.
+"""Tells versions and device, and measures what this can do at best: matrix products, and copies.
 
     python3 -m benchmarks.ours.peaks
 
-It prints the highest rates found: of products of square matrices in float32, at JAX's default
-precision, and in bfloat16, in GFLOP/s, and of a copy that reads and writes, in GB/s.
+It prints the environment and the highest rates found: of products of square matrices in float32,
+at JAX's default precision, and in bfloat16, in GFLOP/s, and of a copy that reads and writes, in
+GB/s.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtransfer.compiling import jit
+from jaxtransfer.evaluate.environment import environment
 
 SIDES = {"cpu": (1024, 2048), "other": (4096, 8192)}
 COPIED = {"cpu": 2**28, "other": 2**30}
@@ -53,14 +55,15 @@ def copy_rate(size: int) -> float:
 
 
 def main() -> None:
-    """Measure all three."""
+    """Tell, and measure all three."""
     kind = "cpu" if jax.default_backend() == "cpu" else "other"
     found = {
         f"{jnp.dtype(dtype).name}_gigaflops": max(product_rate(n, dtype) for n in SIDES[kind])
         for dtype in (jnp.float32, jnp.bfloat16)
     }
     found["copy_gigabytes"] = copy_rate(COPIED[kind])
-    print(json.dumps({**found, "device": jax.devices()[0].device_kind}))
+    told = {"environment": environment(), "backend": jax.default_backend(), "peaks": found}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

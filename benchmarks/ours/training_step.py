@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from typing import Any
 
@@ -61,7 +60,8 @@ def main() -> None:
     del model  # the state has all that steps need
     batch = jax.device_put(random_batch(options.batch_size, options.size))
     found: dict[str, Any] = {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.trainable))
+        "dtype": "bfloat16" if options.bfloat16 else "float32",
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.trainable)),
     }
     state, metrics = jax.block_until_ready(step(state, batch))
     found["first_step_seconds"] = time.perf_counter() - begun
@@ -76,7 +76,9 @@ def main() -> None:
     found["steps_mebibytes"] = peak_mebibytes()
     found["loss"] = float(metrics["loss"])
     found |= _analysed(step.lower(state, batch).compile())
-    found["gigaflops"] = found["gigaflop"] / statistics.median(found["seconds"])
+    of_device = jax.devices()[0].memory_stats()
+    if of_device is not None:  # a CPU tells nothing
+        found["device_mebibytes"] = of_device["peak_bytes_in_use"] / 2**20
     print(json.dumps(found))
 
 
