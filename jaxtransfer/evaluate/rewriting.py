@@ -15,21 +15,10 @@ import jax.numpy as jnp
 
 from jaxtransfer.models.fast_forms import plain_layers
 from jaxtransfer.models.layers import pool_padding, same_padding
+from jaxtransfer.tracing import Values, called, carry_out
 
 Rewrite = Callable[[Any, Sequence[Any], bool], Any]
 """From an equation, its inputs, and whether it adds an epsilon, to its output or `None`."""
-
-# Operations that only wrap others, and the parameter that holds these.
-_WRAPPERS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
 
 
 def rewritten(function: Callable[..., Any], rewrite: Rewrite) -> Callable[..., Any]:
@@ -50,30 +39,21 @@ def rewritten(function: Callable[..., Any], rewrite: Rewrite) -> Callable[..., A
     return run
 
 
-def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rewrite: Rewrite) -> list:
-    values: dict[Any, Any] = {}
-
-    def read(atom: Any) -> Any:
-        return atom.val if hasattr(atom, "val") else values[atom]
-
-    values.update(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
-    epsilons = _epsilon_additions(jaxpr)
+def _evaluate(
+    jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rewrite: Rewrite
+) -> list[Any]:
+    known, epsilons = Values(jaxpr, consts, args), _epsilon_additions(jaxpr)
     for equation in jaxpr.eqns:
-        inputs = [read(atom) for atom in equation.invars]
-        inner = equation.params.get(_WRAPPERS.get(equation.primitive.name, ""))
+        inputs, inner = known.read(equation.invars), called(equation)
         output = rewrite(equation, inputs, id(equation) in epsilons)
         if output is not None:
             outputs = [output]
         elif inner is not None:
-            body, body_consts = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
-            outputs = _evaluate(body, body_consts, inputs, rewrite)
+            outputs = _evaluate(*inner, inputs, rewrite)
         else:
-            params = equation.primitive.get_bind_params(equation.params)
-            bound = equation.primitive.bind(*inputs, **params)
-            outputs = bound if equation.primitive.multiple_results else [bound]
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+            outputs = carry_out(jaxpr, equation, inputs)
+        known.write(equation.outvars, outputs)
+    return known.read(jaxpr.outvars)
 
 
 def _epsilon_additions(jaxpr: Any) -> set[int]:

@@ -16,24 +16,10 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax import lax
-from jax.extend import core
+
+from jaxtransfer.tracing import Values, called, carry_out, recomputes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-# Calls of a function that was traced on its own, and where their parameters keep it. Derivatives
-# are not asked for any more, so that rules for them can be left aside.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "checkpoint": "jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
-_RECOMPUTES = ("checkpoint", "remat", "remat2")
 
 
 def canonical_convolutions(function: Function) -> Function:
@@ -54,35 +40,24 @@ def canonical_convolutions(function: Function) -> Function:
 
 
 def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """What a traced function gives, computed anew operation by operation."""
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+    """What a traced function gives, computed anew operation by operation.
 
-    def read(variable: Any) -> Any:
-        return variable.val if isinstance(variable, core.Literal) else known[variable]
-
+    Derivatives are not asked for any more, so that rules for them can be left aside.
+    """
+    known = Values(jaxpr, consts, args)
     for equation in jaxpr.eqns:
-        values = [read(variable) for variable in equation.invars]
-        name = equation.primitive.name
-        if name == "conv_general_dilated":
+        values = known.read(equation.invars)
+        inner = called(equation)
+        if equation.primitive.name == "conv_general_dilated":
             results = [_convolve(*values, **equation.params)]
-        elif name in _CALLS:
-            inner = equation.params[_CALLS[name]]
+        elif inner is not None:
             # What is computed a second time must not be found to be the same as the first.
-            values = lax.optimization_barrier(values) if name in _RECOMPUTES else values
-            results = _evaluate(
-                getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), values
-            )
+            values = lax.optimization_barrier(values) if recomputes(equation) else values
+            results = _evaluate(*inner, values)
         else:
-            results = _run(equation, values)
-        known.update(zip(equation.outvars, results, strict=True))
-    return [read(variable) for variable in jaxpr.outvars]
-
-
-def _run(equation: Any, values: Sequence[Any]) -> list[Any]:
-    """One operation as it stands."""
-    primitive = equation.primitive
-    results = primitive.bind(*values, **primitive.get_bind_params(equation.params))
-    return results if primitive.multiple_results else [results]
+            results = carry_out(jaxpr, equation, values)
+        known.write(equation.outvars, results)
+    return known.read(jaxpr.outvars)
 
 
 def _convolve(left: jax.Array, right: jax.Array, *, dimension_numbers: Any, **params: Any) -> Any:

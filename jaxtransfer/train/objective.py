@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from jaxtransfer.errors import TrainingError
 from jaxtransfer.partition import Plan
 from jaxtransfer.train.accumulate import accumulate
 from jaxtransfer.train.losses import Batch, Loss
+from jaxtransfer.train.ordering import ordered_gradient
 from jaxtransfer.train.precision import Precision, cast_floats, promotion
 from jaxtransfer.train.regularisers import Forward, Regulariser
 from jaxtransfer.train.segments import forward
@@ -90,6 +92,9 @@ class Objective:
         # Known before the first micro-batch, so that sums of gradients need no division after it.
         totals = jax.tree.map(self._over_devices, (jnp.sum(counted), jnp.sum(weight)))
         modules = self.plan.frozen_modules(merge(trainable, frozen), stats)
+        # An order that one device would have to tell the others would cost them communication.
+        is_alone = self.axis is None and self.gather is None
+        gradient = ordered_gradient if is_alone else functools.partial(jax.grad, has_aux=True)
 
         def one(stats: PyTree, part: tuple[Batch, jax.Array], position: jax.Array) -> Any:
             micro, weight = part
@@ -103,7 +108,7 @@ class Objective:
                 scaled = value if scale is None else value * scale
                 return scaled, (value, terms, new_stats)
 
-            gradients, (value, terms, stats) = jax.grad(value, has_aux=True)(trainable)
+            gradients, (value, terms, stats) = gradient(value)(trainable)
             return stats, (gradients, value, terms)
 
         stats, sums = accumulate(one, stats, (batch, weight), self.accumulate)
