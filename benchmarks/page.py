@@ -21,6 +21,7 @@ from benchmarks.tables import table
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 FOLDER = PAGE.with_suffix("")
 SCALING = "scaling.json"
+PLOT = "![Time and memory over the size of the batch, for 1 to 8 devices](performance/scaling.png)"
 NOT_MEASURED = "Not measured yet."
 
 
@@ -71,13 +72,10 @@ def tables(folder: Path) -> dict[str, str]:
     """
     measured = read(folder)
     written = {name: _section(section, measured) for name, section in SECTIONS.items()}
-    growth = folder / SCALING
     return {
         "machine": _machine([found for _, found in _files(folder)]),
         **written,
-        "growth": _growth(json.loads(growth.read_text())["curves"])
-        if growth.is_file()
-        else NOT_MEASURED,
+        "growth": _growth(folder / SCALING),
     }
 
 
@@ -128,7 +126,7 @@ def _machine(files: Sequence[Mapping[str, Any]]) -> str:
         return NOT_MEASURED
     machines = [found["machine"] for found in files]
     versions = {
-        "processor": ("processor", "cpu_count"),
+        "machine": ("processor", "cpu_count"),
         "packages": ("python", "jax", "jaxlib", "flax", "optax", "numpy"),
     }
     rows = [
@@ -137,7 +135,7 @@ def _machine(files: Sequence[Mapping[str, Any]]) -> str:
     peers = {key for machine in machines for key in machine["peers"]}
     told = [machine["peers"] for machine in machines]
     rows.append(["peers", ", ".join(_joined(told, key) for key in sorted(peers))])
-    rows.append(["commits", _joined(machines, "commit")])
+    rows.append(["code", _joined(machines, "commit")])
     for key, label in (
         ("float32_gigaflops", "largest product of matrices, GFLOP/s"),
         ("copy_gigabytes", "memory read and written, GB/s"),
@@ -152,8 +150,11 @@ def _joined(machines: Sequence[Mapping[str, Any]], key: str) -> str:
     return f"{key.replace('cpu_count', 'cores')} {' or '.join(values)}"
 
 
-def _growth(curves: Sequence[Mapping[str, Any]]) -> str:
-    """The straight lines through the figures of each number of devices."""
+def _growth(path: Path) -> str:
+    """The plot, and the straight lines through the figures of each number of devices."""
+    if not path.is_file():
+        return NOT_MEASURED
+    curves = json.loads(path.read_text())["curves"]
     header = ("devices", "seconds an image", "beside", "MiB an image on each", "beside")
     rows = [
         [
@@ -165,7 +166,7 @@ def _growth(curves: Sequence[Mapping[str, Any]]) -> str:
         ]
         for found in curves
     ]
-    return "\n".join([head(header), *map(line, rows)])
+    return "\n".join([PLOT, "", head(header), *map(line, rows)])
 
 
 if __name__ == "__main__":

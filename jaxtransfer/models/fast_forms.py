@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -41,17 +41,27 @@ def apart(values: jax.Array) -> jax.Array:
     knows or that XLA sees through, and costs nothing within a loop over the values. Where forms are
     not fast nothing happens.
     """
-    return _clamped(values) if has_fast_forms() else values
+    return _clamped(values, jnp.array(jnp.inf, values.dtype)) if has_fast_forms() else values
+
+
+def after(values: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
+    """The same values, computed only when the others are; NaN where one of these begins with it.
+
+    They are clamped by bounds of which only the compiler does not know that they are infinite. An
+    optimization barrier it would take away before it orders the program.
+    """
+    first = (lax.slice(other, (0,) * other.ndim, (1,) * other.ndim) for other in others)
+    magnitudes = (jnp.abs(one).reshape(()).astype(values.dtype) for one in first)
+    return _clamped(values, sum(magnitudes, jnp.array(jnp.inf, values.dtype)))
 
 
 @jax.custom_jvp
-def _clamped(values: jax.Array) -> jax.Array:
-    bound = jnp.array(jnp.inf, values.dtype)
+def _clamped(values: jax.Array, bound: jax.Array) -> jax.Array:
     return lax.clamp(-bound, values, bound)
 
 
 @_clamped.defjvp
 def _clamped_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     return _clamped(*primals), tangents[0]

@@ -19,10 +19,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend import core
 
-from jaxtransfer.models.fast_forms import has_fast_forms
+from jaxtransfer.models.fast_forms import after, has_fast_forms
 from jaxtransfer.tracing import Values, carry_out, recomputes
 from jaxtransfer.types import PyTree
 
@@ -86,7 +85,8 @@ def _in_order(jaxpr: Any, consts: Sequence[Any], cotangent: jax.Array) -> list[A
         found += [made[atom] for atom in made if atom in gradients and _is_float(made[atom])]
         if found and unused:
             latest = [next(reversed(unused))]
-            known.write(latest, [after(*known.read(latest), found)])
+            [cotangent] = known.read(latest)
+            known.write(latest, [after(cotangent, found)])
             found = []
     return known.read(jaxpr.outvars)
 
@@ -124,20 +124,3 @@ def _is_float(value: Any) -> bool:
 
 def _is_large(value: Any) -> bool:
     return _is_float(value) and jnp.size(value) >= LARGE
-
-
-@jax.custom_jvp
-def after(values: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
-    """The same values, computed only when the others are; NaN where one of these begins with it.
-
-    They are clamped by bounds of which only the compiler does not know that they are infinite. An
-    optimization barrier it would take away before it orders the program.
-    """
-    first = (lax.slice(other, (0,) * other.ndim, (1,) * other.ndim) for other in others)
-    bound = sum((jnp.abs(one).reshape(()).astype(values.dtype) for one in first), jnp.inf)
-    return lax.clamp(-bound, values, bound)
-
-
-@after.defjvp
-def _after_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    return after(*primals), tangents[0]

@@ -77,12 +77,17 @@ def test_many_at_once_and_second_derivatives_are_the_same(parameters):
 
 
 @on_cpu
-def test_cotangents_wait_for_gradients_and_what_is_recomputed_for_cotangents(parameters):
-    # Of `after` alone, clamps tell: one for a cotangent per layer, one for what is recomputed.
-    ordered = str(jax.make_jaxpr(ordered_gradient(network))(parameters))
-    plain = str(jax.make_jaxpr(jax.grad(network, has_aux=True))(parameters))
-    assert "clamp" not in plain
-    assert ordered.count("clamp") >= 4
+@pytest.mark.parametrize(
+    ("left_out", "nothing"),
+    [("recomputes", lambda equation: False), ("_lead_to_several", lambda jaxpr: set())],
+    ids=["cotangents wait", "what is recomputed waits"],
+)
+def test_each_of_both_waits(parameters, left_out, nothing, monkeypatch):
+    # `after` alone clamps, so that a clamp is left where one of them is left out.
+    assert "clamp" not in str(jax.make_jaxpr(jax.grad(network, has_aux=True))(parameters))
+    assert str(jax.make_jaxpr(ordered_gradient(network))(parameters)).count("clamp") >= 4
+    monkeypatch.setattr(ordering, left_out, nothing)
+    assert "clamp" in str(jax.make_jaxpr(ordered_gradient(network))(parameters))
 
 
 def test_forms_of_jax_are_left_as_they_are(parameters):
