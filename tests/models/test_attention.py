@@ -9,11 +9,12 @@ import pytest
 
 from jaxtransfer.models.attention import attend
 from jaxtransfer.models.fast_forms import plain_layers
+from jaxtransfer.train.ordering import ordered_gradient
 
 
-def inputs(tokens: int = 7, others: int = 7, dtype=jnp.float32):
+def inputs(tokens: int = 7, others: int = 7, features: int = 8, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(0), 3)
-    shapes = ((2, tokens, 3, 8), (2, others, 3, 8), (2, others, 3, 8))
+    shapes = [(2, each, 3, features) for each in (tokens, others, others)]
     return [
         jax.random.normal(k, shape).astype(dtype) for k, shape in zip(keys, shapes, strict=True)
     ]
@@ -43,6 +44,41 @@ def test_weights_of_halves_are_computed_in_float32(dtype):
     np.testing.assert_allclose(
         found.astype(jnp.float32), expected.astype(jnp.float32), rtol=2e-2, atol=1e-2
     )
+
+
+def test_the_gradient_keeps_no_weights():
+    tokens, others = 11, 13
+
+    def kept(function):
+        _, pull = jax.vjp(function, *inputs(tokens, others))
+        return [leaf.shape for leaf in jax.tree.leaves(pull)]
+
+    assert any(shape[-2:] == (tokens, others) for shape in kept(jax.nn.dot_product_attention))
+    assert not any(shape[-2:] == (tokens, others) for shape in kept(attend))
+
+
+def test_no_weights_of_one_layer_are_there_while_another_is_computed():
+    tokens = 256
+    arrays = inputs(tokens, tokens, features=64)
+    weights = 2 * 3 * tokens**2 * 4
+
+    def memory(function, layers):
+        def value(arrays):
+            query, *memory = arrays
+            for _ in range(layers):
+                query = function(query, *memory)
+            return jnp.sum(jnp.sin(query)), None
+
+        step = jax.jit(lambda arrays: ordered_gradient(value)(arrays))
+        analysis = step.lower(arrays).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    def growth(function):
+        return (memory(function, 6) - memory(function, 2)) / 4
+
+    assert growth(jax.nn.dot_product_attention) > weights
+    assert growth(attend) < weights / 2
 
 
 def test_it_may_be_mapped():
