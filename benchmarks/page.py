@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cases import all_cases
 from benchmarks.markdown import head, line, with_table
 from benchmarks.tables import table
 
@@ -103,9 +104,9 @@ def _files(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _section(section: Section, measured: Mapping[tuple[bool, str], Mapping[str, Any]]) -> str:
     shown = [
-        case
-        for (is_set, case_name), case in measured.items()
-        if is_set == section.is_set and case_name.startswith(section.cases)
+        measured[section.is_set, name]
+        for name in all_cases()
+        if name.startswith(section.cases) and (section.is_set, name) in measured
     ]
     if not shown:
         return NOT_MEASURED

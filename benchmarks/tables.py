@@ -64,9 +64,13 @@ def _row(case: Mapping[str, Any], figure: Mapping[str, Any]) -> list[str]:
 def _ratio(figure: Mapping[str, Any]) -> str:
     if "ratio" not in figure:
         return ""
+    is_reached = figure.get("is_reached", True)
+    digits = _digits(
+        figure["ratio"], 2, apart_from=[0.0] if is_reached else [0.0, figure["target"]]
+    )
     low, high = figure["ratios"]
-    text = f"{figure['ratio']:.2f} ({low:.2f} to {high:.2f})"
-    return text if figure.get("is_reached", True) else f"**{text}**"
+    text = f"{figure['ratio']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return text if is_reached else f"**{text}**"
 
 
 def _asked(figure: Mapping[str, Any]) -> str:
@@ -80,5 +84,12 @@ def _value(figure: Mapping[str, Any], name: str) -> str:
     if name not in figure["medians"]:
         return ""
     middle, low, high = (figure[which][name] for which in ("medians", "lowest", "highest"))
-    digits = figure["decimals"]
+    digits = _digits(middle, figure["decimals"], apart_from=[0.0])
     return f"{middle:.{digits}f} {figure['unit']} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _digits(value: float, at_least: int, apart_from: Iterable[float]) -> int:
+    """How many decimals tell a value from others: a miss does not look as if it were none."""
+    others = [other for other in apart_from if other != value]
+    enough = (n for n in range(at_least, 10) if all(round(value, n) != round(o, n) for o in others))
+    return next(enough, 10)

@@ -107,6 +107,21 @@ def test_a_ratio_that_is_missed_stands_out():
     assert "| **1.50 (1.50 to 1.50)** | ≤ 1.00 |" in table([found])
 
 
+@pytest.mark.parametrize(
+    ("ours", "peer", "shown"),
+    [
+        (2.007, 2.0, "| **1.004 (1.004 to 1.004)** | ≤ 1.00 | t, time | 2.01 s"),
+        (1.993, 2.0, "| 1.00 (1.00 to 1.00) | ≤ 1.00 | t, time | 1.99 s"),
+        (0.0031, 0.9, "| 0.003 (0.003 to 0.003) | ≤ 1.00 | t, time | 0.003 s"),
+        (0.0, 0.9, "| 0.00 (0.00 to 0.00) | ≤ 1.00 | t, time | 0.00 s"),
+    ],
+)
+def test_neither_a_miss_nor_a_small_value_is_rounded_away(ours, peer, shown):
+    figure = compared(SECONDS, case(SECONDS, "a"), runs("seconds", jaxtransfer=[ours], a=[peer]))
+    found = {"case": "c", "title": "t", "ours": "jaxtransfer", "figures": [figure]}
+    assert shown in table([found])
+
+
 def test_rates_are_shares_of_what_the_device_does_at_best():
     slow, fast = (
         {"dtype": "float32", "gigaflop": 60.0, "gigabytes": 8.0, "seconds": [seconds] * 3}
