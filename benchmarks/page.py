@@ -33,18 +33,15 @@ class Section:
     Attributes:
         cases: beginnings of the names of its cases.
         figures: the keys of their figures that it shows; all if empty.
-        is_set: whether it shows what was measured with variables set, or what was without.
     """
 
     cases: tuple[str, ...]
     figures: tuple[str, ...] = ()
-    is_set: bool = False
 
 
 MEMORY = ("process_mebibytes", "steps_mebibytes", "compiler_mebibytes")
 SECTIONS = {
     "steps": Section(("step/",), ("seconds",)),
-    "huge_pages": Section(("step/",), ("seconds",), is_set=True),
     "memory": Section(("step/",), MEMORY),
     "depth": Section(("probe_memory",)),
     "cached_probe": Section(("cached_probe",)),
@@ -80,19 +77,19 @@ def tables(folder: Path) -> dict[str, str]:
     }
 
 
-def read(folder: Path) -> dict[tuple[bool, str], Mapping[str, Any]]:
-    """The cases of all files by their names, and by whether variables were set for them.
+def read(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The cases of all files by their names.
 
     Raises:
         ValueError: a case stands in two files.
     """
-    measured: dict[tuple[bool, str], Mapping[str, Any]] = {}
+    measured: dict[str, Mapping[str, Any]] = {}
     for path, found in _files(folder):
         for case in found["cases"]:
-            key = bool(found["set"]), case["case"]
-            if key in measured:
-                raise ValueError(f"{path}: expected each case in one file, found {key[1]} again")
-            measured[key] = case
+            name = case["case"]
+            if name in measured:
+                raise ValueError(f"{path}: expected each case in one file, found {name} again")
+            measured[name] = case
     return measured
 
 
@@ -102,11 +99,11 @@ def _files(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, json.loads(path.read_text())
 
 
-def _section(section: Section, measured: Mapping[tuple[bool, str], Mapping[str, Any]]) -> str:
+def _section(section: Section, measured: Mapping[str, Mapping[str, Any]]) -> str:
     shown = [
-        measured[section.is_set, name]
+        measured[name]
         for name in all_cases()
-        if name.startswith(section.cases) and (section.is_set, name) in measured
+        if name.startswith(section.cases) and name in measured
     ]
     if not shown:
         return NOT_MEASURED

@@ -5,8 +5,8 @@
 Each number of devices is a process of its own, and processes take turns. On a CPU the devices are
 virtual and share its cores, so that more of them do not make a step faster: what is seen is what
 dividing costs. `scaling.json` has the figures, `scaling.png` shows them. Expected: seconds and
-memory linear in the batch beyond what parameters and optimizer take; the memory of one device
-divided by their number; seconds that stay within a fifth of those of one device.
+memory linear in the batch beyond what parameters and optimizer take; the memory of an image divided
+by the number of devices; with large batches, seconds within a fifth of those of one device.
 """
 
 from __future__ import annotations
@@ -34,16 +34,26 @@ def main() -> None:
     sizes = tuple(map(str, options.batch_sizes))
     runner = Runner("jaxtransfer", "scaling", ("--batch-sizes", *sizes))
     runs: dict[int, list[Any]] = {count: [] for count in options.devices}
-    for _ in range(options.rounds):
+    for turn in range(options.rounds):
         for count in options.devices:
             machine = Machine(environment={"JAX_NUM_CPU_DEVICES": str(count)})
             runs[count].append(machine.run(runner, {}))
-            print(f"{count} devices: {runs[count][-1]['rows']}")
+            print(
+                f"{turn + 1}/{options.rounds}, {count} devices: {told(runs[count][-1])}", flush=True
+            )
     curves = [curve(count, found) for count, found in runs.items()]
     options.out.mkdir(parents=True, exist_ok=True)
-    told = {"environment": environment(), "curves": curves}
-    (options.out / "scaling.json").write_text(json.dumps(told, indent=2) + "\n")
+    found = {"environment": environment(), "curves": curves}
+    (options.out / "scaling.json").write_text(json.dumps(found, indent=2) + "\n")
     draw(curves, options.out / "scaling.png")
+
+
+def told(run: dict[str, Any]) -> str:
+    """The median step of each size of the batch, in a line."""
+    return ", ".join(
+        f"{row['batch_size']} images {statistics.median(row['seconds']):.2f} s"
+        for row in run["rows"]
+    )
 
 
 def curve(devices: int, runs: list[Any]) -> dict[str, Any]:
@@ -77,7 +87,10 @@ def draw(curves: list[dict[str, Any]], path: Path) -> None:
             count = found["devices"]
             name = f"{count} device{'s' if count > 1 else ''}"
             panel.plot(found["batch_sizes"], found[key], marker="o", label=name)
-        panel.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel=label)
+        panel.set(xlabel="images in a batch", ylabel=label)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log", base=2)
+        panel.yaxis.set_major_formatter("{x:g}")
         ticks = sorted({size for found in curves for size in found["batch_sizes"]})
         panel.set_xticks(ticks, list(map(str, ticks)), minor=False)
         panel.minorticks_off()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cases import all_cases
+from benchmarks.scaling import curve, told
 from benchmarks.suite import PEERS, Case, Figure, Machine, Runner, compared, measure
 from benchmarks.tables import rates, table
 
@@ -188,3 +189,24 @@ def test_the_command_lists_its_cases_and_prints_tables(tmp_path):
     file = tmp_path / "found.json"
     file.write_text(json.dumps({"cases": [measured], "machine": {"peaks": {}}}))
     assert run("--tables", str(file)).strip() == table([measured])
+
+
+def test_growth_is_a_straight_line_through_medians():
+    def run(slower):
+        sizes = (4, 8, 16)
+        seconds = [[0.5 + 0.1 * size, 9.0, 0.5 + 0.1 * size - slower] for size in sizes]
+        return {
+            "rows": [
+                {"batch_size": size, "seconds": found, "mebibytes": 30.0 + 2.0 * size}
+                for size, found in zip(sizes, seconds, strict=True)
+            ]
+        }
+
+    runs = [run(0.0), run(0.0), run(0.2)]
+    found = curve(2, runs)
+    assert found["seconds"] == pytest.approx([0.9, 1.3, 2.1])
+    fitted = [found[key] for key in ("seconds_per_image", "fixed_seconds")]
+    assert fitted == pytest.approx([0.1, 0.5])
+    fitted = [found[key] for key in ("mebibytes_per_image", "fixed_mebibytes")]
+    assert fitted == pytest.approx([2.0, 30.0])
+    assert told(runs[0]) == "4 images 0.90 s, 8 images 1.30 s, 16 images 2.10 s"
