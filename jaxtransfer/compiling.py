@@ -17,7 +17,7 @@ import ctypes
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ _OPTIONS = {
         "xla_cpu_copy_insertion_use_region_analysis": "True",
     }
 }
+# A program that runs once is not worth what takes the compiler long.
+_QUICKLY = {"cpu": {"xla_backend_optimization_level": "1"}}
 
 
 def compiler_options() -> dict[str, str]:
@@ -50,16 +52,21 @@ def compiler_options() -> dict[str, str]:
     Example:
         `jax.jit(forward, compiler_options=jt.compiler_options())`
     """
+    return _chosen_options(_OPTIONS)
+
+
+def _chosen_options(of_backends: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The options for the default device that its compiler knows and `XLA_FLAGS` leaves open."""
     flags = os.environ.get("XLA_FLAGS", "")
-    known = _known_options(jax.default_backend())
-    return {name: value for name, value in known if name not in flags}
+    options = of_backends.get(jax.default_backend(), {})
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in flags and _is_known(name, value)
+    }
 
 
 @functools.cache
-def _known_options(backend: str) -> tuple[tuple[str, str], ...]:
-    return tuple(option for option in _OPTIONS.get(backend, {}).items() if _is_known(*option))
-
-
 def _is_known(name: str, value: str) -> bool:
     """Whether this version of the compiler has the option: some are named experimental."""
     try:
@@ -110,8 +117,9 @@ class Program:
     first time is given back to the system before it runs: hundreds of MiB for a network.
     """
 
-    def __init__(self, function: Callable[..., Any], **how: Any) -> None:
+    def __init__(self, function: Callable[..., Any], quickly: bool = False, **how: Any) -> None:
         self._jit = functools.partial(jax.jit, function, **how)
+        self._quickly = quickly
         self._jitted: dict[bool, Any] = {}
         functools.update_wrapper(self, function, updated=())
 
@@ -133,9 +141,13 @@ class Program:
     def _chosen(self, *arguments: Any) -> Any:
         is_inside = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments))
         if is_inside not in self._jitted:
-            options = {} if is_inside else compiler_options()
+            options = {} if is_inside else self.options()
             self._jitted[is_inside] = self._jit(compiler_options=options or None)
         return self._jitted[is_inside]
+
+    def options(self) -> dict[str, str]:
+        """What it is compiled with where it is called by itself."""
+        return compiler_options() | (_chosen_options(_QUICKLY) if self._quickly else {})
 
 
 def _give_back_memory() -> None:
@@ -144,6 +156,9 @@ def _give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def jit(function: Callable[..., Any], **how: Any) -> Program:
-    """`jax.jit(function, **how)`, compiled with `compiler_options` where it is called by itself."""
-    return Program(function, **how)
+def jit(function: Callable[..., Any], *, quickly: bool = False, **how: Any) -> Program:
+    """`jax.jit(function, **how)`, compiled with `compiler_options` where it is called by itself.
+
+    With `quickly` on CPUs at the compiler's lowest level that optimises: for what runs once.
+    """
+    return Program(function, quickly, **how)

@@ -104,16 +104,23 @@ def test_a_version_that_does_not_know_the_options_gets_none(monkeypatch):
     known = compiler_options()
     unknown = {jax.default_backend(): {"xla_no_such_option": "1", **known}}
     monkeypatch.setattr(compiling, "_OPTIONS", unknown)
-    compiling._known_options.cache_clear()
-    try:
-        assert compiler_options() == known
-        assert float(jit(lambda x: x + 1)(1.0)) == 2
-    finally:
-        compiling._known_options.cache_clear()
+    assert compiler_options() == known
+    assert float(jit(lambda x: x + 1)(1.0)) == 2
 
 
-def test_other_backends_get_none():
-    assert compiling._known_options("tpu") == ()
+def test_other_backends_get_none(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert compiler_options() == {}
+
+
+@on_cpu
+def test_what_runs_once_is_compiled_with_less_effort(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert jit(jnp.sin).options() == compiler_options()
+    quick = jit(jnp.sin, quickly=True)
+    assert quick.options() == {**compiler_options(), "xla_backend_optimization_level": "1"}
+    assert float(quick(0.0)) == 0
+    assert quick.lower(0.0).compile()(0.0) == 0
 
 
 def test_the_options_are_a_copy():

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxtransfer.compiling import jit
 from jaxtransfer.errors import ModelError
 from jaxtransfer.models.family import Family
 from jaxtransfer.models.linen import LinenApply
@@ -182,7 +183,7 @@ def _init(spec: ModelSpec, module: nn.Module, key: jax.Array) -> Any:
 
 
 # Compiled once for each network, whatever the seed.
-_compiled_init = jax.jit(_init, static_argnums=(0, 1))
+_compiled_init = jit(_init, quickly=True, static_argnums=(0, 1))
 
 
 def _model(spec: ModelSpec, module: nn.Module, variables: Any) -> Model:
