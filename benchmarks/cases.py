@@ -23,6 +23,8 @@ OPTIONS = {
     "accumulate": "two micro-batches",
     "all": "all three",
 }
+# Networks without BatchNorm, whose gradients are the same in parts.
+IN_PARTS = ("convnext_tiny", "vit_b16")
 VISION = ("torch", "torchvision")
 SECONDS = Figure("seconds", "a step", "s", 1.0)
 MEMORY = (
@@ -93,12 +95,12 @@ def first_step_case(network: str) -> Case:
     )
 
 
-def option_case(option: str) -> Case:
+def option_case(name: str, title: str, *arguments: str) -> Case:
     """What an option of a step costs: the ratio of the two is measured within each process."""
     return Case(
-        f"option/{option}",
-        f"ResNet-50, {OPTIONS[option]}",
-        Runner(OURS, "step_options", (option,)),
+        f"option/{name}",
+        title,
+        Runner(OURS, "step_options", arguments),
         (),
         (
             Figure("overhead", "a step to a plain one", "times", 1.05, own_ratio=True),
@@ -136,7 +138,15 @@ def all_cases(steps: int = 4) -> dict[str, Case]:
                 Runner("weights", "torch_probe", ("{case}", "--write"), VISION),
             ),
         ),
-        *(option_case(option) for option in OPTIONS),
+        *(option_case(option, f"ResNet-50, {text}", option) for option, text in OPTIONS.items()),
+        *(
+            option_case(
+                f"parts/{network}",
+                f"{NETWORKS[network]}, four micro-batches",
+                *("accumulate_4", "--network", network),
+            )
+            for network in IN_PARTS
+        ),
         Case(
             "probe_memory",
             "Vision Transformers of 3 to 24 blocks",

@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clip_norm": {"clip_norm": 1.0},
     "ema_decay": {"ema_decay": 0.999},
     "accumulate": {"accumulate": 2},
+    "accumulate_4": {"accumulate": 4},
     "all": {"accumulate": 2, "ema_decay": 0.999, "clip_norm": 1.0},
     "remat": {"remat": "all"},
     "bfloat16": {"precision": jt.BFLOAT16},
