@@ -43,7 +43,8 @@ class Cost:
     """What XLA says that a compiled step costs on one device.
 
     Attributes:
-        flops: floating-point operations.
+        flops: floating-point operations. XLA counts the body of a loop once, and so one of several
+            micro-batches.
         memory: bytes of arguments, results and what lies between them; `None` where the platform
             does not tell.
         optimizer_bytes: bytes of the optimizer's state.
